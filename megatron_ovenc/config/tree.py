@@ -1,0 +1,267 @@
+"""The run configuration: one frozen dataclass tree, one YAML file.
+
+Every field carries a docstring with its unit and range; `schema.py` turns them into the JSON schema that editors read, and
+`loader.py` is the only place that builds the tree from text. Values that depend on each other are checked in `checks.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The vision transformer. Sizes are global: they do not depend on the parallel layout."""
+
+    preset: Literal["tiny", "base", "large", "huge"] | None = None
+    """Named sizes that fill in what this section leaves out; a key given here overrides its preset."""
+    hidden_size: int = 1024
+    """Width D of a token."""
+    ffn_size: int = 4096
+    """Inner width of every MLP, the pooling head's included."""
+    num_layers: int = 24
+    """Number of transformer blocks."""
+    num_heads: int = 16
+    """Attention heads of a block and of the pooling head; hidden_size / num_heads must be a multiple of 32."""
+    patch_size: int = 14
+    """Side of a square patch in pixels."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """Normalisation before, in and after the blocks. The pooling head always uses RMSNorm."""
+    norm_eps: float = 1e-6
+    """Added to the variance inside every normalisation."""
+    rope: Literal["reference", "rotation"] = "reference"
+    """`reference` reproduces released weights (not a true rotation); `rotation` is one, for models trained from scratch."""
+    rope_theta: float = 10000.0
+    """Base of the geometric series of rotary frequencies."""
+    layers: Literal["sdpa"] = "sdpa"
+    """Layer specification: which modules a block is built from."""
+    init: str | None = None
+    """Hugging Face directory to start the encoder from; random initialisation when absent. A resumed run ignores it."""
+    init_std: float = 0.02
+    """Standard deviation of randomly initialised linear weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How ranks divide the work. world size = data x tensor; data follows from the launcher's world size."""
+
+    tensor: int = 1
+    """Tensor-parallel size: ranks that share one copy of the encoder. Keep it inside a node."""
+    sequence_parallel: bool = False
+    """Split activations between blocks along the tokens over the tensor group (saves activation memory)."""
+    zero: Literal[0, 2, 3] = 2
+    """Sharding of the encoder over the data group: 0 none, 2 gradients and optimizer, 3 also parameters between uses."""
+    recompute: bool = False
+    """Recompute each block in backward instead of keeping its activations."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the encoder's matrix work. Master weights, gradients' sums and moments are fp32 either way."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes CUDA when a GPU is visible."""
+    timeout_s: float = 600.0
+    """Seconds after which a collective that not every rank has joined ends the job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankConfig:
+    """A head's concept bank: one centre a class, rows sharded over all ranks."""
+
+    num_classes: int
+    """Number of concept centres C; a label is a row index in [0, C)."""
+    positives: int = 8
+    """K: candidate labels of a sample that are drawn as positives each step (fewer candidates: all of them)."""
+    sample_rate: float = 1.0
+    """Share of the rows that compete in a step, in (0, 1]. Positives always do."""
+    margin: float = 0.3
+    """CosFace margin subtracted from a positive's cosine."""
+    filter_threshold: float = 0.75
+    """A negative whose cosine exceeds this is taken as a false negative: its logit becomes 0. 0 switches the filter off."""
+    logit_scale: float = 64.0
+    """Factor on the cosines before the softmax."""
+    gradient: Literal["sum", "mean"] = "sum"
+    """Reduction of the gradient over the K positives (the logged loss is always the mean); `sum` is the reference's."""
+    co_positives: Literal["negative", "ignore"] = "negative"
+    """Role of a sample's other positives in the softmax of one of them."""
+    chunk_rows: int = 8192
+    """Rows whose logits exist at a time; memory only, results do not depend on it."""
+    init: str | None = None
+    """`.npy` or `.safetensors` (tensor `weight`) of [C, D] initial centres; random N(0, 0.01) when absent."""
+    lr_scale: float = 1.0
+    """Factor on the schedule's learning rate for this bank."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled decay of this bank's rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModesConfig:
+    """How a video head turns clips into patches: exact shares of each global micro-batch, in seeded positions."""
+
+    codec: float = 0.5
+    """Share of clips fed as the `tokens` most salient patches of all frames."""
+    frames: float = 0.375
+    """Share of clips fed as whole frames, one drawn from each of `num_frames` equal bins of the clip."""
+    collage: float = 0.125
+    """Share of clips fed as whole frames stacked vertically into one tall picture (t = 0)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """Where a head's samples come from and how they become patches."""
+
+    kind: Literal["image", "video"]
+    """What the shards hold: pictures, or clips with saliency sidecars."""
+    shards: tuple[str, ...]
+    """WebDataset tar files or glob patterns, relative to the working directory; each with its `.index.json` beside it."""
+    size: int = 224
+    """Side in pixels to which pictures or frames are resized; a multiple of the patch size."""
+    augment: bool = True
+    """Random-resized crop and flip of pictures (seeded by sample). Clips are not augmented."""
+    num_frames: int = 8
+    """Whole frames of a clip in the modes `frames` and `collage`."""
+    clip_frames: int = 64
+    """Length of the virtual time axis; longer clips are sampled to it, shorter ones keep their own length."""
+    tokens: int = 2048
+    """Patch budget of a clip in the mode `codec`."""
+    i_frames: Literal["keep", "anchor", "free"] = "keep"
+    """Whether codec selection takes all intra frames whole, only the first frame, or gives them no privilege."""
+    modes: ModesConfig = field(default_factory=ModesConfig)
+    """Mixture of view modes of a video head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """One task: a source of samples and the bank they are classified against."""
+
+    name: str
+    """Name in logs, checkpoints and metrics; letters, digits, `_` and `-`."""
+    global_batch_size: int
+    """Samples an optimizer step takes from this head, over all ranks and accumulation steps."""
+    loss_weight: float = 1.0
+    """Factor on this head's loss in the sum."""
+    bank: BankConfig
+    """The centres this head is trained against."""
+    source: SourceConfig
+    """The samples of this head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Loading, common to all heads."""
+
+    workers: int = 2
+    """Decoding processes a rank that loads data; 0 decodes in the training process."""
+    prefetch: int = 8
+    """Samples that each worker prepares ahead."""
+    sample_timeout_s: float = 120.0
+    """Seconds after which a sample that has not arrived is given up, named and replaced."""
+    max_bad_share: float = 0.05
+    """Share of consumed samples, in [0, 1), that may be bad before the run stops (checked from 100 samples on)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW, for the encoder and (with its own decay and scale) for the banks."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Decoupled decay of the encoder's parameters."""
+    decay_norms_and_biases: bool = True
+    """Whether one-dimensional parameters decay too, as the reference's do."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 5.0
+    """Largest global gradient norm, of the encoder and of each bank apart; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over optimizer steps, as a pure function of the step."""
+
+    kind: Literal["cosine", "polynomial", "reference"] = "polynomial"
+    """Shape of the decay; `reference` reproduces the reference's schedule, its first step at full rate included."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    power: float = 2.0
+    """Exponent of the polynomial decay."""
+    final_lr_share: float = 0.0
+    """Share of the peak rate that remains at the last step, in [0, 1]; not used by `reference`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Length and conduct of the run."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    grad_accumulation: int = 1
+    """Micro-batches a step; every head's global_batch_size must be a multiple of it."""
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation, positives and negatives."""
+    max_skipped_steps: int = 10
+    """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops with a checkpoint."""
+    stop_after: int | None = None
+    """Stop with a checkpoint after this many steps although the schedule runs to `steps`; for staged runs and tests."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """What is written under `<run_dir>/checkpoints`."""
+
+    every: int = 1000
+    """Steps between checkpoints; one is also written at the end and when the run is told to stop."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; 0 keeps all."""
+    asynchronous: bool = True
+    """Write in the background after a copy in memory, while training goes on."""
+    resume: bool = True
+    """Continue from the newest complete checkpoint in the run directory, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """Metrics, under `<run_dir>`: the console, metrics.jsonl and tensorboard/."""
+
+    every: int = 10
+    """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    peak_tflops: float | None = None
+    """Dense peak of one device in TFLOP/s at the configured precision, for MFU; known GPUs fill it in themselves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that a run depends on, apart from the number of ranks."""
+
+    run_dir: str
+    """Directory of this run's configuration, checkpoints, metrics and logs; created if missing."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The encoder."""
+    heads: tuple[HeadConfig, ...]
+    """The tasks whose losses are summed, at least one."""
+    train: TrainConfig
+    """Length and conduct of the run."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout and precision."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Loading."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over steps."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Metrics."""
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "ffn_size": 256, "num_layers": 4, "num_heads": 2},
+    "base": {"hidden_size": 768, "ffn_size": 3072, "num_layers": 12, "num_heads": 12},
+    "large": {"hidden_size": 1024, "ffn_size": 4096, "num_layers": 24, "num_heads": 16},
+    "huge": {"hidden_size": 1280, "ffn_size": 5120, "num_layers": 32, "num_heads": 20},
+}
+"""Sizes of the released family (base, large, huge) and one for a laptop's CPU."""

@@ -1,0 +1,64 @@
+"""The one file that names torch.cuda: which device a rank uses, and what megatron-core needs to run on a CPU."""
+
+from __future__ import annotations
+
+import torch
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a rank.
+
+    Args:
+        wanted: `auto`, `cpu` or `cuda` (parallel.device).
+        local_rank: index of the rank on its host.
+
+    Raises:
+        ValueError: CUDA is asked for and not there, or the host has fewer GPUs than ranks.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ValueError("parallel.device=cuda, but torch sees no CUDA device; set parallel.device to auto or cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(f"local rank {local_rank} has no GPU: this host shows {count}; lower the slots in the hostfile")
+    return torch.device("cuda", local_rank)
+
+
+def prepare_device(device: torch.device) -> None:
+    """Make `device` current, and let megatron-core's layers find their feet on a host without CUDA.
+
+    Two of megatron-core's habits assume CUDA even where nothing else does: its collectives ask
+    `torch.cuda.current_device()` where to put their buffers, and its sequence-parallel block forks a CUDA random
+    state (for dropout, which we do not use). The first gets the CPU for an answer, the second a tracker that does
+    nothing, which megatron-core itself ships for inference.
+    """
+    from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.cuda.current_device = lambda: device
+    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+
+
+def memory_peak_bytes(device: torch.device) -> int:
+    """Largest memory held since the last call: allocated on the GPU, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """Marketing name of the GPU, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def device_count() -> int:
+    """Number of GPUs that this process sees."""
+    return torch.cuda.device_count()
