@@ -22,7 +22,9 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise ValueError(f"local rank {local_rank} has no GPU: this host shows {count}; lower the slots in the hostfile")
+        raise ValueError(
+            f"local rank {local_rank} has no GPU: this host shows {count}; lower the slots in the hostfile"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -32,8 +34,10 @@ def prepare_device(device: torch.device) -> None:
     Two of megatron-core's habits assume CUDA even where nothing else does: its collectives ask
     `torch.cuda.current_device()` where to put their buffers, and its sequence-parallel block forks a CUDA random
     state (for dropout, which we do not use). The first gets the CPU for an answer, the second a tracker that does
-    nothing, which megatron-core itself ships for inference.
+    nothing, which megatron-core itself ships for inference. The buffer that its sequence-parallel linears gather
+    activations into is its one global that we need, since we pass groups instead of calling initialize_model_parallel.
     """
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
     if device.type == "cuda":
@@ -41,6 +45,8 @@ def prepare_device(device: torch.device) -> None:
     else:
         torch.cuda.current_device = lambda: device
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    parallel_state.destroy_global_memory_buffer()
+    parallel_state._set_global_memory_buffer()
 
 
 def memory_peak_bytes(device: torch.device) -> int:

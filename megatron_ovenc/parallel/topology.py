@@ -1,6 +1,6 @@
 """Who works with whom: the world is a grid of data x tensor ranks, and every process group is made here and passed on.
 
-    rank = data_rank * tensor_size + tensor_rank        tensor ranks are neighbours, so they share a node
+rank = data_rank * tensor_size + tensor_rank        tensor ranks are neighbours, so they share a node
 """
 
 from __future__ import annotations

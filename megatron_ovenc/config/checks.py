@@ -1,0 +1,128 @@
+"""Checks across fields, made before any process group exists. Each error names the key to change."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from megatron_ovenc.config.loader import ConfigError
+from megatron_ovenc.config.tree import HeadConfig, RunConfig
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError, listing every problem found, if `config` cannot run on `world_size` ranks."""
+    problems = [*_model(config), *_layout(config, world_size), *_training(config), *_heads(config, world_size)]
+    if problems:
+        raise ConfigError("the configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    for key in ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size"):
+        if getattr(model, key) < 1:
+            yield f"model.{key}={getattr(model, key)} must be at least 1"
+            return
+    head_dim, rest = divmod(model.hidden_size, model.num_heads)
+    if rest or head_dim % 32:
+        yield (
+            f"model.hidden_size={model.hidden_size} / model.num_heads={model.num_heads} gives a head of "
+            f"{model.hidden_size / model.num_heads:g} channels; 3-D rotary positions need a multiple of 32"
+        )
+    if not (model.norm_eps > 0 and model.rope_theta > 1 and model.init_std > 0):
+        yield "model.norm_eps and model.init_std must be positive, model.rope_theta above 1"
+
+
+def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
+    model, tensor = config.model, config.parallel.tensor
+    if tensor < 1 or world_size % tensor:
+        yield (
+            f"parallel.tensor={tensor} does not divide the {world_size} ranks that were started; "
+            "change it or the number of slots"
+        )
+        return
+    for key in ("num_heads", "ffn_size"):
+        if getattr(model, key) % tensor:
+            yield f"model.{key}={getattr(model, key)} is not divisible by parallel.tensor={tensor}"
+    if config.parallel.sequence_parallel and tensor == 1:
+        yield "parallel.sequence_parallel needs parallel.tensor > 1: there is no group to split tokens over"
+    if config.parallel.timeout_s <= 0:
+        yield f"parallel.timeout_s={config.parallel.timeout_s} must be positive"
+
+
+def _training(config: RunConfig) -> Iterator[str]:
+    train, schedule, optimizer, data = config.train, config.schedule, config.optimizer, config.data
+    for key, value in (
+        ("train.steps", train.steps),
+        ("train.grad_accumulation", train.grad_accumulation),
+        ("train.max_skipped_steps", train.max_skipped_steps),
+        ("checkpoint.every", config.checkpoint.every),
+        ("log.every", config.log.every),
+        ("data.prefetch", data.prefetch),
+    ):
+        if value < 1:
+            yield f"{key}={value} must be at least 1"
+    if train.stop_after is not None and train.stop_after < 1:
+        yield f"train.stop_after={train.stop_after} must be at least 1, or absent"
+    if not 0 <= schedule.warmup_steps <= train.steps:
+        yield f"schedule.warmup_steps={schedule.warmup_steps} must lie between 0 and train.steps={train.steps}"
+    if not 0 <= schedule.final_lr_share <= 1:
+        yield f"schedule.final_lr_share={schedule.final_lr_share} must lie in [0, 1]"
+    if schedule.power <= 0:
+        yield f"schedule.power={schedule.power} must be positive"
+    if optimizer.lr < 0 or not math.isfinite(optimizer.lr) or optimizer.clip_norm < 0 or optimizer.eps <= 0:
+        yield "optimizer.lr and optimizer.clip_norm must not be negative, optimizer.eps must be positive"
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield f"optimizer.betas={list(optimizer.betas)} must lie in [0, 1)"
+    if data.workers < 0 or data.sample_timeout_s <= 0 or not 0 <= data.max_bad_share < 1:
+        yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
+    if config.checkpoint.keep_last < 0:
+        yield f"checkpoint.keep_last={config.checkpoint.keep_last} must not be negative (0 keeps all)"
+
+
+def _heads(config: RunConfig, world_size: int) -> Iterator[str]:
+    if not config.heads:
+        yield "heads is empty; a run needs at least one"
+    names = [head.name for head in config.heads]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"two heads are named {name!r}; names must differ"
+    for head in config.heads:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", head.name):
+            yield f"the head name {head.name!r} must consist of letters, digits, `_` and `-`"
+        yield from _bank(head, world_size)
+        yield from _source(head, config.model.patch_size)
+        data = world_size // max(config.parallel.tensor, 1)
+        micro, rest = divmod(head.global_batch_size, max(config.train.grad_accumulation, 1))
+        if rest or micro < data:
+            yield (
+                f"heads.{head.name}.global_batch_size={head.global_batch_size} must be a multiple of "
+                f"train.grad_accumulation={config.train.grad_accumulation} and give each of the {data} data ranks "
+                f"a sample in every micro-batch"
+            )
+
+
+def _bank(head: HeadConfig, world_size: int) -> Iterator[str]:
+    bank, key = head.bank, f"heads.{head.name}.bank"
+    if bank.num_classes < world_size:
+        yield f"{key}.num_classes={bank.num_classes} is less than the {world_size} ranks that share the rows; use fewer ranks"
+    if not 0 < bank.sample_rate <= 1:
+        yield f"{key}.sample_rate={bank.sample_rate} must lie in (0, 1]"
+    if bank.positives < 1 or bank.chunk_rows < 1:
+        yield f"{key}.positives and {key}.chunk_rows must be at least 1"
+    if bank.logit_scale <= 0 or not 0 <= bank.margin < 2 or not 0 <= bank.filter_threshold <= 1:
+        yield f"{key}: logit_scale must be positive, margin in [0, 2), filter_threshold in [0, 1]"
+
+
+def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
+    source, key = head.source, f"heads.{head.name}.source"
+    if source.size < patch_size or source.size % patch_size:
+        yield f"{key}.size={source.size} must be a multiple of model.patch_size={patch_size}"
+    if source.kind == "video":
+        shares = (source.modes.codec, source.modes.frames, source.modes.collage)
+        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            yield f"{key}.modes must not be negative and sum to 1; they sum to {sum(shares):g}"
+        if not 1 <= source.num_frames <= source.clip_frames:
+            yield f"{key}.num_frames={source.num_frames} must lie between 1 and clip_frames={source.clip_frames}"
+        available = source.clip_frames * (source.size // patch_size) ** 2
+        if not 1 <= source.tokens <= available:
+            yield f"{key}.tokens={source.tokens} must lie between 1 and the {available} patches of a clip"

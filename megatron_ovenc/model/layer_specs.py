@@ -1,0 +1,102 @@
+"""Layers as data: which modules a transformer block is made of, and the megatron-core configuration they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch.utils.checkpoint import checkpoint
+
+from megatron_ovenc.config import ModelConfig, ParallelConfig
+from megatron_ovenc.model.attention import SDPACoreAttention
+
+
+def transformer_config(model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
+    """megatron-core's view of the encoder.
+
+    Fusions are off where they change the function: the fused bias-GELU is the tanh approximation, the weights want erf.
+    Weights are fp32 and left uninitialised: `parameters.py` fills them, independently of the layout.
+    """
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_size,
+        num_attention_heads=model.num_heads,
+        tensor_model_parallel_size=parallel.tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        normalization={"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}[model.norm],
+        layernorm_epsilon=model.norm_eps,
+        activation_func=F.gelu,
+        add_bias_linear=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        rotary_interleaved=True,
+        apply_rope_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        params_dtype=torch.float32,
+    )
+
+
+class Norm:
+    """Builds torch's LayerNorm or RMSNorm for megatron-core, whose own wrapper refuses sequence parallelism.
+
+    A class, because megatron-core instantiates classes of a specification and passes functions through uncalled.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float) -> torch.nn.Module:  # type: ignore[misc]
+        kind = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
+        return kind(hidden_size, eps=eps)
+
+
+class RecomputedLayer(TransformerLayer):
+    """A layer whose activations are recomputed in backward. megatron-core's own recomputation reads CUDA random states."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As TransformerLayer.forward; without dropout there is no random state to preserve."""
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)
+        return checkpoint(super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def sdpa_spec(recompute: bool) -> ModuleSpec:
+    """Tensor-parallel linears of megatron-core around torch's scaled_dot_product_attention; runs on any device."""
+    return ModuleSpec(
+        module=RecomputedLayer if recompute else TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=Norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.no_mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=SDPACoreAttention,
+                    linear_proj=RowParallelLinear,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=Norm,
+            mlp=ModuleSpec(
+                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+LAYER_SPECS = {"sdpa": sdpa_spec}
+"""model.layers -> specification."""
