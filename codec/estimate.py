@@ -1,12 +1,13 @@
 """Signals of any codec that FFmpeg decodes, measured on the pixels: block matching against the previous frame.
 
 Coarse to fine over quarter, half and full resolution: every vector of up to 24 pixels is tried on 16x16 blocks at quarter
-resolution, then refined by one pixel at each finer level, down to 8x8 blocks and whole pixels. A block keeps the vector
-zero unless another matches better by half a grey level a pixel, so that noise and flat areas do not appear to move.
+resolution, then refined by one pixel at each finer level, down to 8x8 blocks and whole pixels; last, a block may take the
+vector of a neighbour. A block keeps the vector zero unless another matches better by one grey level a pixel, so that noise
+and flat areas do not appear to move.
 Every frame but the first is measured, I frames included: here they differ from the previous frame like any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import av
@@ -25,7 +26,7 @@ _COARSE_BLOCK, _BLOCK = 4, 8
 _COARSE_RADIUS = 6
 _COARSE_STEPS = range(-_COARSE_RADIUS, _COARSE_RADIUS + 1)
 _FINE_STEPS = range(-1, 2)
-_ADVANTAGE = 0.5
+_ADVANTAGE = 1.0
 """Grey levels per pixel by which a vector must beat the vector zero."""
 _ALIGN = 16
 _PAD = 16
@@ -52,12 +53,13 @@ def estimate(current: Luma, previous: Luma) -> tuple[npt.NDArray[np.float32], np
     height, width = current.shape
     now, then = _pyramid(current), _pyramid(previous)
     vectors = _search(now[2], then[2])
-    vectors = _refine(now[1], then[1], 2 * vectors)
-    vectors = _refine(now[0], then[0], 2 * vectors.repeat(2, axis=0).repeat(2, axis=1))
+    vectors = _best(now[1], then[1], _nearby(2 * vectors))
+    vectors = _best(now[0], then[0], _nearby(2 * vectors.repeat(2, axis=0).repeat(2, axis=1)))
+    vectors = _best(now[0], then[0], _neighbours(vectors))
     prediction = _displaced(_padded(then[0]), vectors, _BLOCK).reshape(now[0].shape)[:height, :width]
     rows, cols = cell_grid(height, width)
     cells = _BLOCK // BLOCK_SIZE
-    motion = -vectors.repeat(cells, axis=0).repeat(cells, axis=1)[:rows, :cols].astype(np.float32)
+    motion = (-vectors).repeat(cells, axis=0).repeat(cells, axis=1)[:rows, :cols].astype(np.float32)
     return motion, cell_residual(current, prediction)
 
 
@@ -86,17 +88,32 @@ def _search(current: Luma, previous: Luma) -> Vectors:
     return vectors
 
 
-def _refine(current: Luma, previous: Luma, guess: Vectors) -> Vectors:
-    """The best of a guess per block, its eight neighbours, and zero."""
+def _best(current: Luma, previous: Luma, candidates: Iterable[Vectors]) -> Vectors:
+    """Per block, the best of the candidate vectors, or zero."""
     padded = _padded(previous)
     blocks = _blocks(current, _BLOCK)
     best = _mismatch(blocks, _blocks(previous, _BLOCK)) - _ADVANTAGE
-    vectors = np.zeros_like(guess)
+    vectors: Vectors = np.zeros((*best.shape, 2), np.int32)
+    for candidate in candidates:
+        _keep_better(best, vectors, _mismatch(blocks, _displaced(padded, candidate, _BLOCK)), candidate)
+    return vectors
+
+
+def _nearby(guess: Vectors) -> Iterator[Vectors]:
+    """A guess per block and the eight vectors around it."""
     for y in _FINE_STEPS:
         for x in _FINE_STEPS:
-            candidate = guess + np.array([x, y], np.int32)
-            _keep_better(best, vectors, _mismatch(blocks, _displaced(padded, candidate, _BLOCK)), candidate)
-    return vectors
+            yield guess + np.array([x, y], np.int32)
+
+
+def _neighbours(vectors: Vectors) -> Iterator[Vectors]:
+    """The vectors of each block itself and of the blocks above, below, left and right of it."""
+    around = np.pad(vectors, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    yield vectors
+    yield around[:-2, 1:-1]
+    yield around[2:, 1:-1]
+    yield around[1:-1, :-2]
+    yield around[1:-1, 2:]
 
 
 def _keep_better(

@@ -134,7 +134,7 @@ def _motion_and_residual(
     ahead, has_ahead = _vector_field(coded, _FUTURE)
     prediction = predict(before.as_reference(), back)
     # A vector leads from the picture to its reference: content came from the past one, and goes to the future one.
-    motion = back / np.float32(-4 * (coded.index - before.index))
+    motion = -back / np.float32(4 * (coded.index - before.index))
     if after is not None and has_ahead.any():
         prediction_ahead = predict(after.as_reference(), ahead)
         motion_ahead = ahead / np.float32(4 * (after.index - coded.index))

@@ -1,7 +1,7 @@
 """Pictures of what selection sees: a clip as a GIF, chosen patches lit, the rest dark.
 
-Below the picture, one bar per frame shows the share of its patches that were chosen: orange for I frames, white for the frame
-on show.
+Below the picture, one bar per frame shows the share of its patches that were chosen, relative to the fullest frame that was not
+taken whole: orange for I frames, white for the frame on show.
 """
 
 import io
@@ -27,6 +27,8 @@ _COLOURS = 96
 _MILLISECONDS = 80
 _STRIP = 40
 _CAPTION = 14
+_MIN_SHARE = 0.01
+"""Share of a frame's patches that a full bar stands for at least."""
 _BAR, _INTRA_BAR, _SHOWN_BAR = (90, 110, 140), (235, 150, 40), (255, 255, 255)
 
 
@@ -115,11 +117,13 @@ def _draw_strip(
     width, top = size
     bottom = top + _STRIP - 1
     shares = chosen.mean(axis=(1, 2))
-    full = (_STRIP - _CAPTION) / shares.max()
-    for frame, share in enumerate(shares):
+    # Whole frames would dwarf all others: they fill the strip, and the tallest of the others nearly does.
+    partial = shares[shares < 1]
+    heights = np.minimum(shares / max(partial.max(initial=0), _MIN_SHARE), 1) * (_STRIP - _CAPTION - 1)
+    for frame, tall in enumerate(heights):
         left, right = frame * width // len(shares), (frame + 1) * width // len(shares) - 1
         colour = _SHOWN_BAR if frame == t else _INTRA_BAR if types[frame] == "I" else _BAR
-        draw.rectangle((left, bottom - round(share * full), max(left, right), bottom), fill=colour)
+        draw.rectangle((left, bottom - round(tall), max(left, right), bottom), fill=colour)
     caption = f"{chosen.sum()} of {chosen.size} ({chosen.mean():.1%})   t {t} {types[t]}"
     draw.text((2, top), caption, fill=_SHOWN_BAR)
 

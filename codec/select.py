@@ -86,11 +86,10 @@ def _whole_frames(
 
 
 def _even_first(frames: int, wanted: int, taken: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rank of each frame [T]: `wanted` evenly spaced ones of those not taken come first, then the others, each in time order."""
-    free = np.setdiff1d(np.arange(frames), taken)
-    preferred = free[evenly_spaced(len(free), min(len(free), wanted))]
+    """Rank of each frame [T]: first `wanted` that, with those taken, are evenly spaced; then the others; each in time order."""
+    candidates = np.setdiff1d(evenly_spaced(frames, min(frames, wanted + len(taken))), taken)
     late = np.ones(frames, np.int64)
-    late[preferred] = 0
+    late[candidates[evenly_spaced(len(candidates), min(len(candidates), wanted))]] = 0
     rank = np.empty(frames, np.int64)
     rank[np.argsort(late, kind="stable")] = np.arange(frames)
     return rank

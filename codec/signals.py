@@ -7,7 +7,7 @@ A reader is chosen by codec and opened here; each decodes the clip once and yiel
 not grow with the length of the clip.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeAlias
 
 import av
@@ -22,7 +22,7 @@ _READERS: dict[str, Reader] = {"h264": h264.read}
 """Bitstream readers by FFmpeg's codec name; every other codec is estimated from its pixels."""
 
 
-def decode(source: Source, *, name: str | None = None) -> Iterator[tuple[av.VideoFrame, FrameSignals]]:
+def decode(source: Source, *, name: str | None = None) -> Generator[tuple[av.VideoFrame, FrameSignals]]:
     """Decode a clip once, for callers that want the pixels too.
 
     Args:

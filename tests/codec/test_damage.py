@@ -1,0 +1,122 @@
+"""Damaged clips end in a `CodecError` that names them: no hang, no painted-over picture, no other exception."""
+
+import struct
+import wave
+
+import numpy as np
+import pytest
+
+import codec
+from tests.codec.clips import encode, panning
+
+X265 = {"x265-params": "log-level=none:keyint=8"}
+
+
+@pytest.fixture(scope="module")
+def clip() -> bytes:
+    return encode(panning(32, (112, 128), (2, 1)), options={"x264-params": "keyint=8:bframes=2"})
+
+
+@pytest.fixture(scope="module")
+def hevc_clip() -> bytes:
+    return encode(panning(24, (112, 128), (2, 1)), "libx265", X265)
+
+
+def read_until_error(clip: bytes) -> tuple[list[codec.FrameSignals], str]:
+    """The frames of a damaged clip and the message of the error after them."""
+    frames: list[codec.FrameSignals] = []
+    with pytest.raises(codec.CodecError, match="shard-3:clip-7") as caught:
+        frames.extend(codec.signals(clip, name="shard-3:clip-7"))
+    return frames, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "empty"), (b"\x00" * 5000, "opened"), (bytes(range(256)) * 40, "opened"), (b"hello", "opened")],
+)
+def test_files_that_are_no_videos(tmp_path, content: bytes, says: str) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    with pytest.raises(codec.CodecError, match=r"broken\.mp4"):
+        next(codec.signals(path))
+    with pytest.raises(codec.CodecError, match=f"{len(content)} bytes in memory.*{says}"):
+        next(codec.signals(content))
+
+
+def test_a_missing_file_and_a_directory(tmp_path) -> None:
+    with pytest.raises(codec.CodecError, match=r"gone\.mp4.*No such file"):
+        next(codec.signals(tmp_path / "gone.mp4"))
+    with pytest.raises(codec.CodecError, match=str(tmp_path)):
+        next(codec.signals(tmp_path))
+
+
+def test_sound_without_a_picture(tmp_path) -> None:
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(struct.pack("<800h", *range(800)))
+    with pytest.raises(codec.CodecError, match=r"sound\.wav.*no video stream"):
+        next(codec.signals(path))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("which", ["clip", "hevc_clip"])
+def test_a_cut_file_gives_its_sound_frames_and_then_the_error(request, which: str, share: float) -> None:
+    whole = request.getfixturevalue(which)
+    complete = list(codec.signals(whole))
+    frames, _ = read_until_error(whole[: int(share * len(whole))])
+    assert len(frames) < len(complete)
+    if share >= 0.7:
+        assert len(frames) > len(complete) / 4
+
+
+def test_frames_before_the_cut_are_those_of_the_whole_file(clip: bytes) -> None:
+    frames, _ = read_until_error(clip[: int(0.8 * len(clip))])
+    for found, expected in zip(frames, codec.signals(clip), strict=False):
+        assert np.array_equal(found.residual, expected.residual)
+        assert found.pts == expected.pts
+
+
+def test_a_file_cut_between_packets_is_noticed_by_its_frame_count(clip: bytes) -> None:
+    # The last packet only: nothing but the container's count tells that it is missing.
+    frames, message = read_until_error(clip[:-3])
+    assert len(frames) >= 28
+    assert "truncated" in message or "damaged" in message
+
+
+def test_overwritten_packets_are_noticed(clip: bytes) -> None:
+    middle = len(clip) * 3 // 4
+    broken = clip[:middle] + b"\xff" * 400 + clip[middle + 400 :]
+    read_until_error(broken)
+
+
+def test_random_damage_never_raises_anything_else(clip: bytes, hevc_clip: bytes) -> None:
+    rng = np.random.default_rng(0)
+    for whole in (clip, hevc_clip):
+        for _ in range(25):
+            broken = np.frombuffer(whole, np.uint8).copy()
+            broken[rng.integers(0, len(broken), 12)] = rng.integers(0, 256, 12)
+            try:
+                count = sum(1 for _ in codec.signals(broken.tobytes()))
+            except codec.CodecError:
+                continue
+            assert count <= 32
+
+
+def test_a_change_of_size_is_refused() -> None:
+    small, large = (encode(panning(4, size, (1, 0)), container="h264") for size in ((64, 80), (96, 80)))
+    _, message = read_until_error(small + large)
+    assert "80x64 to 80x96" in message
+
+
+def test_stopping_early_closes_the_file(tmp_path, clip: bytes) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clip)
+    reader = codec.decode(path)
+    next(reader)
+    reader.close()
+    path.unlink()
+    with pytest.raises(StopIteration):
+        next(reader)
