@@ -86,7 +86,8 @@ def _override(root: yaml.MappingNode, override: str) -> None:
         child = _child(node, part)
         if child is None and isinstance(node, yaml.MappingNode):
             child = yaml.MappingNode("tag:yaml.org,2002:map", [])
-            node.value.append((yaml.ScalarNode("tag:yaml.org,2002:str", part), child))
+            node.value.append((_key(part, override), child))
+            _mark(child, override)
         if child is None:
             raise ConfigError(
                 f"--set {override}: `{'.'.join(parents[: depth + 1])}` names nothing in the configuration"
@@ -98,9 +99,15 @@ def _override(root: yaml.MappingNode, override: str) -> None:
         node.value[node.value.index(old)] = value
     elif isinstance(node, yaml.MappingNode):
         node.value = [(k, v) for k, v in node.value if k.value != last]
-        node.value.append((yaml.ScalarNode("tag:yaml.org,2002:str", last), value))
+        node.value.append((_key(last, override), value))
     else:
         raise ConfigError(f"--set {override}: `{'.'.join(parents)}` is a single value, it has no `{last}`")
+
+
+def _key(name: str, override: str) -> yaml.ScalarNode:
+    node = yaml.ScalarNode("tag:yaml.org,2002:str", name)
+    _mark(node, override)
+    return node
 
 
 def _child(node: yaml.Node, part: str) -> yaml.Node | None:

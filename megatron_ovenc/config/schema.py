@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import types
 import typing
@@ -20,7 +21,7 @@ def field_docstrings(kind: type) -> dict[str, str]:
     """The string under each field of a dataclass."""
     body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(kind)).body[0]).body
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             found[typing.cast(ast.Name, field.target).id] = str(text.value.value)
     return found

@@ -37,7 +37,8 @@ class ModelConfig:
     layers: Literal["sdpa"] = "sdpa"
     """Layer specification: which modules a block is built from."""
     init: str | None = None
-    """Hugging Face directory to start the encoder from; random initialisation when absent. A resumed run ignores it."""
+    """Weights to start the encoder from: a Hugging Face directory, a checkpoint or run directory, or a reference .pt file;
+    random when absent. A resumed run ignores it."""
     init_std: float = 0.02
     """Standard deviation of randomly initialised linear weights."""
 

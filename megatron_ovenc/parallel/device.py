@@ -43,7 +43,7 @@ def prepare_device(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.cuda.current_device = lambda: device
+        torch.cuda.current_device = lambda: device  # type: ignore[assignment,return-value]
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
     parallel_state.destroy_global_memory_buffer()
     parallel_state._set_global_memory_buffer()

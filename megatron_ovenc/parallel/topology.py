@@ -134,12 +134,14 @@ def build_topology(world_size: int, rank: int, tensor: int, device: torch.device
     tensor_groups = [dist.new_group(row.tolist()) for row in grid]
     data_groups = [dist.new_group(column.tolist()) for column in grid.T]
     self_groups = [dist.new_group([r]) for r in range(world_size)]
+    world_group = dist.group.WORLD
+    assert world_group is not None, "init_world comes first"
     return Topology(
         data=data,
         tensor=tensor,
         rank=rank,
         device=device,
-        world_group=dist.group.WORLD,
+        world_group=world_group,
         data_group=data_groups[rank % tensor],
         tensor_group=tensor_groups[rank // tensor],
         self_group=self_groups[rank],

@@ -1,0 +1,69 @@
+"""What the launcher runs on every rank: train one configuration.
+
+    deepspeed --hostfile hostfiles/two_nodes --master_addr 10.0.0.1 --no_local_rank \\
+        --module launch.pretrain --config configs/large.yaml
+    torchrun --nproc_per_node 8 -m launch.pretrain --config configs/large.yaml --set train.seed=1
+    python -m launch.pretrain --config configs/demo_cpu.yaml                       # one process
+
+Exit codes: 0 finished; 75 stopped on request with a checkpoint, can be continued; 2 wrong configuration; 1 failed.
+The run directory's exit_status.json says the same, because some launchers lose exit codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_ovenc.config import ConfigError, load
+from megatron_ovenc.parallel.topology import Launch
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train an encoder against its concept banks.")
+    parser.add_argument("--config", required=True, help="YAML run configuration")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
+    )
+    parser.add_argument("--local_rank", type=int, help="accepted because deepspeed passes it; LOCAL_RANK counts")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    options = arguments(argv)
+    try:
+        launch = Launch.from_environment()
+        config = load(options.config, options.overrides)
+        # Checks come before the imports that take seconds and before any process group.
+        from megatron_ovenc.train.build import check_run, launch_trainer
+        from megatron_ovenc.train.faults import EXIT_STOPPED, write_exit_status
+
+        check_run(config, launch.world_size)
+    except ValueError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    run_dir, trainer = Path(config.run_dir), None
+    try:
+        with launch_trainer(config, launch) as trainer:
+            outcome = trainer.train()
+    except ConfigError as error:
+        print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
+        return 2
+    except BaseException as error:
+        if launch.rank == 0:
+            write_exit_status(
+                run_dir, "failed", trainer.state.step if trainer else 0, f"{type(error).__name__}: {error}"
+            )
+        raise
+    if launch.rank == 0:
+        write_exit_status(run_dir, outcome, trainer.state.step)
+    return 0 if outcome == "finished" else EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What a step reports: one readable console line, one JSON line, TensorBoard points.
+
+<run_dir>/metrics.jsonl      every step
+<run_dir>/tensorboard/       every log.every steps
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from megatron_ovenc.config import LogConfig
+
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "B200": 2250.0, "L40S": 362.0}
+"""Dense bf16 peaks in TFLOP/s, by what the device's name contains (vendor data sheets)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepMetrics:
+    """One optimizer step, summed over ranks where that makes sense."""
+
+    step: int
+    """Steps taken, this one included."""
+    losses: dict[str, float]
+    """Mean loss of each head."""
+    grad_norms: dict[str, float]
+    """Global gradient norm before clipping: `encoder`, and each head's bank."""
+    lr: float
+    """Learning rate of this step."""
+    skipped: bool
+    """Whether a non-finite value kept the step from being taken."""
+    samples: int
+    """Samples of all heads and data ranks."""
+    tokens: int
+    """Patches of all heads and data ranks."""
+    flops: float
+    """Operations of the encoder, all data ranks."""
+    data_wait_s: float
+    """Seconds that loading ranks waited for samples, mean over data ranks."""
+    seconds: float
+    """Duration of the step."""
+    memory_bytes: int
+    """Peak memory of rank 0."""
+    bad_samples: int
+    """Samples replaced so far in this session, all ranks."""
+
+
+class MetricsWriter:
+    """Writes step metrics on the main rank; does nothing elsewhere."""
+
+    def __init__(
+        self, run_dir: Path, config: LogConfig, *, total_steps: int, world: int, device: str, enabled: bool
+    ) -> None:
+        self.config = config
+        self.total_steps = total_steps
+        self.enabled = enabled
+        known = next((peak for name, peak in PEAK_TFLOPS.items() if name in device), None)
+        self._peak_flops = 1e12 * world * (config.peak_tflops or known or 0.0)
+        self._window: list[StepMetrics] = []
+        if not enabled:
+            return
+        self.console = Console(soft_wrap=True, highlight=False)
+        self._lines = (run_dir / "metrics.jsonl").open("a", buffering=1)
+        self._board = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def say(self, message: str) -> None:
+        """A line for a person, on the main rank's console."""
+        if self.enabled:
+            self.console.print(time.strftime("%H:%M:%S"), message)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Record one step."""
+        if not self.enabled:
+            return
+        self._window.append(metrics)
+        self._lines.write(json.dumps(self._record([metrics])) + "\n")
+        if metrics.step % self.config.every == 0 or metrics.step == self.total_steps or metrics.skipped:
+            record = self._record(self._window)
+            self.console.print(time.strftime("%H:%M:%S"), self._line(record))
+            for key, value in record.items() if self._board else ():
+                if isinstance(value, int | float) and key != "step":
+                    self._board.add_scalar(key, value, metrics.step)  # type: ignore[union-attr]
+            self._window.clear()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.enabled:
+            self._lines.close()
+            if self._board is not None:
+                self._board.close()
+
+    def _record(self, window: Sequence[StepMetrics]) -> dict[str, Any]:
+        """Averages over a window of steps (its last step's values for what is not an average)."""
+        last, seconds = window[-1], sum(m.seconds for m in window)
+        record: dict[str, Any] = {"step": last.step}
+        for head in last.losses:
+            record[f"loss/{head}"] = sum(m.losses[head] for m in window) / len(window)
+        record.update({f"grad_norm/{name}": value for name, value in last.grad_norms.items()})
+        record |= {
+            "lr": last.lr,
+            "samples_per_s": sum(m.samples for m in window) / seconds,
+            "tokens_per_s": sum(m.tokens for m in window) / seconds,
+            "tflops": sum(m.flops for m in window) / seconds / 1e12,
+            "data_wait": sum(m.data_wait_s for m in window) / seconds,
+            "step_s": seconds / len(window),
+            "memory_gib": last.memory_bytes / 2**30,
+            "bad_samples": last.bad_samples,
+            "skipped": sum(m.skipped for m in window),
+        }
+        if self._peak_flops:
+            record["mfu"] = record["tflops"] * 1e12 / self._peak_flops
+        # JSON has no NaN: a non-finite loss is written as null, and `skipped` says why.
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+    def _line(self, record: dict[str, Any]) -> str:
+        def show(value: float | None, form: str = ".4f") -> str:
+            return "non-finite" if value is None else format(value, form)
+
+        losses = "  ".join(f"{k.removeprefix('loss/')} {show(v)}" for k, v in record.items() if k.startswith("loss/"))
+        norms = " ".join(show(v, ".3g") for k, v in record.items() if k.startswith("grad_norm/"))
+        parts = [
+            f"step {record['step']}/{self.total_steps}",
+            f"loss {losses}",
+            f"norm {norms}",
+            f"lr {record['lr']:.3g}",
+            f"{record['samples_per_s']:.1f} samples/s",
+            f"{record['tokens_per_s']:,.0f} tokens/s",
+            f"wait {record['data_wait']:.0%}",
+            f"mem {record['memory_gib']:.2f} GiB",
+        ]
+        if "mfu" in record:
+            parts.insert(6, f"MFU {record['mfu']:.1%}")
+        if record["bad_samples"]:
+            parts.append(f"bad {record['bad_samples']}")
+        if record["skipped"]:
+            parts.append(f"SKIPPED {record['skipped']} non-finite")
+        return " | ".join(parts)

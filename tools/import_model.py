@@ -1,0 +1,73 @@
+"""Published encoder weights -> a checkpoint of ours, which `model.init` takes on any layout.
+
+    python -m tools.import_model --input encoder/ --output imported/          # a Hugging Face directory
+    python -m tools.import_model --input backbone.pt --output imported/       # a checkpoint of the reference
+
+The checkpoint holds the encoder alone: banks and optimizer start with the run. It is read back and compared with the Hugging
+Face model on random input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_ovenc.config import RunConfig, TrainConfig, dump
+from megatron_ovenc.model.published import to_published_config
+from megatron_ovenc.parallel.rectangle import Rectangle
+from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
+from megatron_ovenc.train.weights import build_encoder, read_weights, solo_topology
+from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
+from tools.compare import largest_difference, load_strictly, tell_assumed_heads
+
+
+def import_model(source: Path, output: Path, num_heads: int | None = None) -> tuple[Path, float]:
+    """Write the checkpoint of step 0 under `output`.
+
+    Returns:
+        Its path, and the largest difference of a forward pass between what it holds and the Hugging Face model.
+
+    Raises:
+        ConfigError: the weights cannot be read or do not make an encoder.
+    """
+    model, published = read_weights(source)
+    if num_heads is not None:
+        model = replace(model, num_heads=num_heads)
+    described = RunConfig(run_dir=str(output), model=model, heads=(), train=TrainConfig(steps=1))
+    with solo_topology() as topology:
+        encoder = build_encoder(model, published, str(source), topology)
+        tensors = {
+            f"encoder.{name}": Rectangle.of(parameter, parameter.shape, [0] * parameter.dim())
+            for name, parameter in encoder.named_parameters()
+        }
+        hugging_face = OneVisionEncoderModel(OneVisionEncoderConfig(**to_published_config(model)))
+        load_strictly(hugging_face, published, source)
+        writer = Checkpointer(output, keep_last=0, asynchronous=False, config_text=dump(described))
+        writer.save(tensors, {"step": 0})
+        written = checkpoint_path(output, 0)
+        read_back = build_encoder(model, read_weights(written)[1], str(written), topology)
+        return written, largest_difference(read_back, hugging_face)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Import published encoder weights.")
+    parser.add_argument("--input", required=True, type=Path, help="Hugging Face directory or reference .pt file")
+    parser.add_argument("--output", required=True, type=Path, help="directory for the checkpoint")
+    parser.add_argument("--num-heads", type=int, help="for .pt files without 64 channels a head")
+    options = parser.parse_args(argv)
+    tell_assumed_heads(options.input, options.num_heads)
+    try:
+        written, difference = import_model(options.input, options.output, options.num_heads)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.input} -> {written}: largest difference of a forward pass {difference:.2e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Encoder weights -> a Hugging Face directory with configuration, safetensors, processor, remote code and auto_map.
+
+    python -m tools.pack_model --checkpoint output/run --output encoder/            # newest checkpoint of a run
+    python -m tools.pack_model --checkpoint output/run/checkpoints/step_00010000 --output encoder/
+    python -m tools.pack_model --checkpoint backbone.pt --output encoder/           # a checkpoint of the reference
+
+Then, anywhere: AutoModel.from_pretrained("encoder/", trust_remote_code=True). The directory is reloaded and compared with this
+project's encoder on random input before it is called done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_ovenc.model.published import to_published_config
+from megatron_ovenc.train.weights import build_encoder, read_weights, solo_topology
+from onevision_encoder import (
+    OneVisionEncoderConfig,
+    OneVisionEncoderImageProcessor,
+    OneVisionEncoderModel,
+    save_for_hub,
+)
+from tools.compare import largest_difference, load_strictly, tell_assumed_heads
+
+
+def pack(checkpoint: Path, output: Path, image_size: int = 448, num_heads: int | None = None) -> float:
+    """Write the directory; returns the largest difference of a forward pass between it and this project's encoder.
+
+    Args:
+        checkpoint: anything that `megatron_ovenc.train.weights.read_weights` reads.
+        output: directory to make.
+        image_size: pixels to which the processor resizes and crops.
+        num_heads: attention heads, where the source does not say (a `.pt` file) and has not 64 channels a head.
+
+    Raises:
+        ConfigError: the weights cannot be read or do not make an encoder.
+    """
+    model, published = read_weights(checkpoint)
+    if num_heads is not None:
+        model = replace(model, num_heads=num_heads)
+    config = OneVisionEncoderConfig(**to_published_config(model), image_size=image_size)
+    packed = OneVisionEncoderModel(config)
+    load_strictly(packed, published, checkpoint)
+    size = {"shortest_edge": image_size}
+    processor = OneVisionEncoderImageProcessor(size=size, crop_size={"height": image_size, "width": image_size})
+    save_for_hub(packed, processor, output)
+    with solo_topology() as topology:
+        encoder = build_encoder(model, published, str(checkpoint), topology)
+        return largest_difference(encoder, OneVisionEncoderModel.from_pretrained(output))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Pack encoder weights for Hugging Face.")
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="checkpoint, run directory, or reference .pt file"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="directory to write")
+    parser.add_argument("--image-size", type=int, default=448, help="side of the processor's crop in pixels")
+    parser.add_argument("--num-heads", type=int, help="for .pt files without 64 channels a head")
+    options = parser.parse_args(argv)
+    tell_assumed_heads(options.checkpoint, options.num_heads)
+    try:
+        difference = pack(options.checkpoint, options.output, options.image_size, options.num_heads)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.checkpoint} -> {options.output}: largest difference of a forward pass {difference:.2e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
