@@ -1,0 +1,137 @@
+"""One head's samples by position: everything random about a sample is decided here, from (seed, head, position) alone.
+
+Workers are given this object once and positions from then on, so it pickles, and it needs neither torch nor a rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_ovenc.config.tree import HeadConfig
+from megatron_ovenc.data.errors import BadRecord, BadSample
+from megatron_ovenc.data.images import image_pixels
+from megatron_ovenc.data.mixture import mode_at
+from megatron_ovenc.data.order import generator, replacement_index, sample_indices
+from megatron_ovenc.data.shards import RawSample, ShardSet
+from megatron_ovenc.data.views import Clip, View, draw_positives, whole
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "ts", "h264", "h265", "hevc")
+SIDECAR_EXTENSION = "saliency"
+
+MAX_ATTEMPTS = 16
+"""Samples tried for one position before the data is declared unusable: bounded even where everything is bad."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fetched:
+    """What came of one position."""
+
+    view: View
+    """The patches."""
+    labels: np.ndarray
+    """int64 [K]: positive concept ids, -1 = none."""
+    sample_id: str
+    """Shard path, `#`, key."""
+    bad: tuple[BadRecord, ...]
+    """Samples that were tried before this one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exhausted:
+    """A position for which MAX_ATTEMPTS samples were bad."""
+
+    bad: tuple[BadRecord, ...]
+    """All of them."""
+
+
+class HeadDataset:
+    """The samples of one head, ready to be packed."""
+
+    def __init__(self, head: HeadConfig, shards: ShardSet, *, patch_size: int, seed: int, micro_batch: int) -> None:
+        """
+        Args:
+            head: the head's configuration, checked by `check_source`.
+            shards: its shards.
+            patch_size: `model.patch_size`.
+            seed: `train.seed`.
+            micro_batch: samples of this head in a micro-batch over all ranks; the mixture is exact over these.
+        """
+        self._head = head
+        self._shards = shards
+        self._patch_size = patch_size
+        self._seed = seed
+        self._micro_batch = micro_batch
+
+    def candidate(self, position: int, attempt: int) -> int:
+        """The sample to try at a position after `attempt` bad ones."""
+        count, seed, head = len(self._shards), self._seed, self._head.name
+        if attempt == 0:
+            return int(sample_indices(position, count, seed=seed, head=head))
+        return replacement_index(position, attempt, count, seed=seed, head=head)
+
+    def fetch(self, position: int, reasons: tuple[str, ...] = ()) -> Fetched | Exhausted:
+        """Load the sample at a global position, or the first good one of those that stand in for it.
+
+        Args:
+            position: place in the head's global order.
+            reasons: why the first `len(reasons)` candidates are known to be bad already.
+        """
+        found = list(reasons)
+        while len(found) < MAX_ATTEMPTS:
+            number = self.candidate(position, len(found))
+            try:
+                raw = self._shards.read(number)
+                labels = draw_positives(
+                    raw.labels,
+                    self._head.bank.positives,
+                    self._head.bank.num_classes,
+                    self._generator("labels", position),
+                )
+                view = self._view(raw, position)
+            except BadSample as error:
+                found.append(str(error))
+            else:
+                return Fetched(view=view, labels=labels, sample_id=raw.sample_id, bad=self._records(position, found))
+        return Exhausted(bad=self._records(position, found))
+
+    def _view(self, raw: RawSample, position: int) -> View:
+        source = self._head.source
+        rng = self._generator("view", position)
+        if source.kind == "image":
+            content = _member(raw, IMAGE_EXTENSIONS)
+            pixels = image_pixels(content, source.size, rng if source.augment else None)
+            return whole(pixels[None], self._patch_size)
+        clip = Clip(_member(raw, VIDEO_EXTENSIONS), raw.members.get(SIDECAR_EXTENSION), source, self._patch_size)
+        match mode_at(position, source.modes, self._micro_batch, seed=self._seed, head=self._head.name):
+            case "codec":
+                return clip.codec_view()
+            case "frames":
+                return clip.frames_view(rng)
+            case "collage":
+                return clip.collage_view(rng)
+
+    def _generator(self, purpose: str, position: int) -> np.random.Generator:
+        return generator(purpose, self._seed, self._head.name, position)
+
+    def _records(self, position: int, reasons: list[str]) -> tuple[BadRecord, ...]:
+        names = [self._shards.sample_id(self.candidate(position, attempt)) for attempt in range(len(reasons) + 1)]
+        return tuple(
+            BadRecord(
+                head=self._head.name,
+                sample_id=names[attempt],
+                position=position,
+                reason=reason,
+                replaced_by=names[attempt + 1],
+            )
+            for attempt, reason in enumerate(reasons)
+        )
+
+
+def _member(raw: RawSample, extensions: tuple[str, ...]) -> bytes:
+    content = next((raw.members[extension] for extension in extensions if extension in raw.members), None)
+    if content is None:
+        raise BadSample(f"it has none of .{', .'.join(extensions)}, only .{', .'.join(raw.members) or 'nothing'}")
+    return content

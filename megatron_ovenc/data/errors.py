@@ -1,0 +1,53 @@
+"""What can be wrong with data, and the list in which every bad sample is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+class BadSample(Exception):
+    """One sample cannot be used; the message says why. It is named, replaced and counted, and training goes on."""
+
+
+class DataError(RuntimeError):
+    """Too much of a head's data is bad to go on; the message says how much, where it is listed and what to change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadRecord:
+    """One line of `bad_samples.jsonl`."""
+
+    head: str
+    """Name of the head."""
+    sample_id: str
+    """The bad sample: shard path, `#`, key."""
+    position: int
+    """Place in the head's global order at which it came up."""
+    reason: str
+    """Why it cannot be used."""
+    replaced_by: str
+    """Sample that was tried in its place."""
+
+
+class BadSampleLog:
+    """An append-only JSONL file that any number of processes may write to: a line is one write in append mode."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """The file is created with the first bad sample; its directory must exist."""
+        self.path = Path(path)
+
+    def add(self, record: BadRecord) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,159 @@
+"""A head's micro-batches on one data rank, the same whatever the ranks, workers and interruptions.
+
+loader = HeadLoader(head, config.data, patch_size=14, seed=0, grad_accumulation=2, data_rank=0, data_size=4, bad_log=log)
+batch = loader.next()
+saved = loader.state_dict()                # {"consumed": samples of this head, over all ranks}
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
+
+from megatron_ovenc.config.tree import DataConfig, HeadConfig
+from megatron_ovenc.data.batch import PatchBatch, Sample, pack
+from megatron_ovenc.data.dataset import MAX_ATTEMPTS, Exhausted, Fetched, HeadDataset
+from megatron_ovenc.data.errors import BadRecord, BadSampleLog, DataError
+from megatron_ovenc.data.order import micro_batch_slices
+from megatron_ovenc.data.pool import WorkerPool
+from megatron_ovenc.data.shards import ShardSet
+
+BUDGET_AFTER = 100
+"""Samples that a rank takes from a head before their share of bad ones is judged."""
+
+
+class HeadLoader:
+    """An endless stream of micro-batches; processes start with the first one that is asked for."""
+
+    def __init__(
+        self,
+        head: HeadConfig,
+        data: DataConfig,
+        *,
+        patch_size: int,
+        seed: int,
+        grad_accumulation: int,
+        data_rank: int,
+        data_size: int,
+        bad_log: BadSampleLog,
+        consumed: int = 0,
+    ) -> None:
+        """
+        Args:
+            head, data: the head's and the common part of the configuration.
+            patch_size: `model.patch_size`.
+            seed: `train.seed`.
+            grad_accumulation: micro-batches a step.
+            data_rank, data_size: which of how many data-parallel ranks this is.
+            bad_log: where bad samples are named.
+            consumed: samples of this head that all ranks together have taken before.
+
+        Raises:
+            ValueError: shards are missing or damaged, or the batch does not divide.
+        """
+        self._head = head
+        self._data = data
+        self._slices = micro_batch_slices(head.global_batch_size, grad_accumulation, data_size, head=head.name)
+        self._mine = self._slices[data_rank]
+        self._micro_batch = head.global_batch_size // grad_accumulation
+        self._dataset = HeadDataset(
+            head, ShardSet.open(head.source.shards), patch_size=patch_size, seed=seed, micro_batch=self._micro_batch
+        )
+        self._bad_log = bad_log
+        self._consumed = consumed
+        self._pool: WorkerPool | None = None
+        self._upcoming: Iterator[int] = iter(())
+        self._taken = 0
+        self._bad = 0
+        self._wait_s = 0.0
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Samples of a micro-batch on each data rank."""
+        return tuple(part.stop - part.start for part in self._slices)
+
+    def next(self) -> PatchBatch:
+        """The next micro-batch's samples of this rank.
+
+        Raises:
+            DataError: too much of the data is bad.
+        """
+        begin = time.monotonic()
+        first = self._consumed + self._mine.start
+        last = self._consumed + self._mine.stop
+        samples = [self._sample(position) for position in range(first, last)]
+        self._consumed += self._micro_batch
+        self._wait_s += time.monotonic() - begin
+        return pack(samples)
+
+    def take_wait(self) -> float:
+        """Seconds that `next` has taken since this was last asked."""
+        waited, self._wait_s = self._wait_s, 0.0
+        return waited
+
+    def state_dict(self) -> dict[str, int]:
+        """{"consumed": samples of this head that all ranks together have taken}."""
+        return {"consumed": self._consumed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from `state`; what had been loaded ahead is dropped."""
+        self.close()
+        self._consumed = state["consumed"]
+
+    def close(self) -> None:
+        """End the worker processes; `next` would start new ones."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+    def _sample(self, position: int) -> Sample:
+        fetched = self._fetch(position)
+        self._account(fetched.bad)
+        if isinstance(fetched, Exhausted):
+            raise DataError(
+                f"{MAX_ATTEMPTS} samples in a row could not be used in head {self._head.name!r}; they are listed in "
+                f"{self._bad_log.path}; check heads.{self._head.name}.source"
+            )
+        return Sample(
+            patches=fetched.view.patches,
+            positions=fetched.view.positions,
+            labels=fetched.labels,
+            sample_id=fetched.sample_id,
+        )
+
+    def _fetch(self, position: int) -> Fetched | Exhausted:
+        if self._data.workers == 0:
+            return self._dataset.fetch(position)
+        if self._pool is None:
+            self._pool = WorkerPool(
+                self._dataset,
+                workers=self._data.workers,
+                prefetch=self._data.prefetch,
+                timeout_s=self._data.sample_timeout_s,
+            )
+            self._upcoming = self._positions()
+            for ahead in islice(self._upcoming, self._pool.capacity):
+                self._pool.submit(ahead)
+        fetched = self._pool.get(position)
+        self._pool.submit(next(self._upcoming))
+        return fetched
+
+    def _positions(self) -> Iterator[int]:
+        """This rank's positions from the next micro-batch on."""
+        for start in count(self._consumed, self._micro_batch):
+            yield from range(start + self._mine.start, start + self._mine.stop)
+
+    def _account(self, bad: tuple[BadRecord, ...]) -> None:
+        """Name bad samples, and stop where there are too many of them."""
+        for record in bad:
+            self._bad_log.add(record)
+        self._taken += 1
+        self._bad += len(bad)
+        limit = self._data.max_bad_share
+        if self._taken >= BUDGET_AFTER and self._bad > limit * self._taken:
+            raise DataError(
+                f"{self._bad} bad samples among {self._taken} ({self._bad / self._taken:.1%}) in head {self._head.name!r}, "
+                f"more than data.max_bad_share = {limit:g} allows; they are listed in {self._bad_log.path}; "
+                f"repair the data, or raise data.max_bad_share to go on without it"
+            )

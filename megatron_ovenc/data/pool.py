@@ -1,0 +1,198 @@
+"""Decoding processes that cannot take the run down: one that dies or hangs is replaced, and so is the sample it was stuck on.
+
+Why not torch's DataLoader: a worker's death surfaces in its SIGCHLD handler, which raises wherever the training loop happens to
+be; after a time-out it can neither say which sample was stuck nor go on without starting all workers anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from megatron_ovenc.data.dataset import Exhausted, Fetched, HeadDataset
+from megatron_ovenc.data.errors import DataError
+from megatron_ovenc.data.worker import Failure, Ready
+
+START_TIMEOUT_S = 120.0
+"""Seconds that a fresh interpreter has for importing NumPy and PyAV, perhaps from a slow network disk."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    position: int
+    reasons: tuple[str, ...] = ()
+    """Why the position's first candidates are bad."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    started: float
+    ready: bool = False
+    tasks: deque[_Task] = field(default_factory=deque)
+    """Not yet answered, in order; the process is at the first."""
+    sent: int = 0
+    """How many of the tasks the process has been given."""
+    suspects: int = 0
+    """First tasks of which one may have killed the process before: they are given singly, to find out which."""
+
+
+class WorkerPool:
+    """Worker processes that load positions of one data set ahead of their use."""
+
+    def __init__(self, dataset: HeadDataset, *, workers: int, prefetch: int, timeout_s: float) -> None:
+        """Start the processes.
+
+        Args:
+            dataset: sent to each.
+            workers: number of processes, >= 1.
+            prefetch: positions that each may hold, loaded or not, before they are asked for.
+            timeout_s: seconds that `get` waits for one sample before it is given up.
+        """
+        self._dataset = dataset
+        self._prefetch = prefetch
+        self._timeout_s = timeout_s
+        self._done: dict[int, Fetched | Exhausted] = {}
+        self._workers = [self._start() for _ in range(workers)]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that run now."""
+        return tuple(worker.process.pid for worker in self._workers)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that may be submitted and not yet got."""
+        return len(self._workers) * self._prefetch
+
+    def submit(self, position: int) -> None:
+        """Have a position loaded; each must be got, in the order submitted."""
+        worker = min(self._workers, key=lambda worker: len(worker.tasks))
+        worker.tasks.append(_Task(position))
+        self._feed(worker)
+
+    def get(self, position: int) -> Fetched | Exhausted:
+        """Wait for a submitted position.
+
+        Waiting ends: a sample that does not come in time is given up with its process, and so is one whose process died on it
+        twice; both are replaced as bad samples are.
+
+        Raises:
+            DataError: a process cannot be started.
+            RuntimeError: a defect of the loading code, with the worker's traceback.
+        """
+        asked = time.monotonic()
+        while position not in self._done:
+            worker = next(w for w in self._workers if w.tasks and w.tasks[0].position == position)
+            since, limit = (asked, self._timeout_s) if worker.ready else (worker.started, START_TIMEOUT_S)
+            left = since + limit - time.monotonic()
+            connections = {w.connection: w for w in self._workers}
+            arrived = wait(list(connections), timeout=max(0.0, left))
+            for connection in arrived:
+                if self._receive(connections[connection]):  # type: ignore[index]
+                    asked = time.monotonic()
+            if not arrived and left <= 0:
+                if not worker.ready:
+                    raise DataError(
+                        f"a decoding process did not start within {START_TIMEOUT_S:g} s; see stderr for its output"
+                    )
+                self._give_up(worker, f"it took longer than {self._timeout_s:g} s to load (data.sample_timeout_s)")
+                asked = time.monotonic()
+        return self._done.pop(position)
+
+    def close(self) -> None:
+        """End all processes at once."""
+        for worker in self._workers:
+            _stop(worker)
+        self._workers.clear()
+
+    def _receive(self, worker: _Worker) -> bool:
+        """Take one message, or notice the end of the process. True when the worker's clock starts anew."""
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return True
+        match message:
+            case Ready():
+                worker.ready = True
+                return True
+            case Failure(traceback=text):
+                raise RuntimeError(f"loading failed with a defect of the program, not of a sample:\n{text}")
+        self._done[worker.tasks.popleft().position] = message
+        worker.sent -= 1
+        worker.suspects = max(0, worker.suspects - 1)
+        self._feed(worker)
+        return False
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a process that died. The first time, its samples get another chance, one by one."""
+        code = worker.process.wait()
+        end = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if not worker.ready:
+            raise DataError(f"a decoding process ended before it was ready ({end}); see stderr for its output")
+        if worker.suspects and worker.sent:
+            self._give_up(worker, f"the process decoding it died twice ({end})")
+            return
+        logger.warning("a decoding process died (%s); its %d samples are loaded again", end, len(worker.tasks))
+        self._restart(worker, suspects=worker.sent)
+
+    def _give_up(self, worker: _Worker, reason: str) -> None:
+        """Replace a process, and the sample that it is at."""
+        stuck = worker.tasks[0]
+        logger.warning("the sample at position %d is given up: %s", stuck.position, reason)
+        worker.tasks[0] = _Task(stuck.position, (*stuck.reasons, reason))
+        self._restart(worker, suspects=max(0, worker.suspects - 1))
+
+    def _restart(self, worker: _Worker, *, suspects: int) -> None:
+        _stop(worker)
+        fresh = self._start()
+        fresh.tasks, fresh.suspects = worker.tasks, suspects
+        self._workers[self._workers.index(worker)] = fresh
+        self._feed(fresh)
+
+    def _start(self) -> _Worker:
+        ours, theirs = Pipe()
+        # The worker finds what we find, whatever made us find it; its libraries need no threads of their own.
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "megatron_ovenc.data.worker", str(theirs.fileno())]
+        process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        worker = _Worker(process=process, connection=ours, started=time.monotonic())
+        self._send(worker, self._dataset)
+        return worker
+
+    def _feed(self, worker: _Worker) -> None:
+        """Give the process the tasks that it may have."""
+        limit = 1 if worker.suspects else self._prefetch
+        while worker.sent < min(limit, len(worker.tasks)):
+            task = worker.tasks[worker.sent]
+            worker.sent += 1
+            self._send(worker, (task.position, task.reasons))
+
+    @staticmethod
+    def _send(worker: _Worker, message: object) -> None:
+        try:
+            worker.connection.send(message)
+        except OSError:
+            # The process is dead; the next `get` reads the end of its socket and deals with it.
+            logger.debug("a decoding process died before it took a message")
+
+
+def _stop(worker: _Worker) -> None:
+    worker.connection.close()
+    worker.process.kill()
+    worker.process.wait()
