@@ -73,6 +73,11 @@ class HeadLoader:
         """Samples of a micro-batch on each data rank."""
         return tuple(part.stop - part.start for part in self._slices)
 
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that run now."""
+        return () if self._pool is None else self._pool.pids
+
     def next(self) -> PatchBatch:
         """The next micro-batch's samples of this rank.
 
@@ -86,6 +91,11 @@ class HeadLoader:
         self._consumed += self._micro_batch
         self._wait_s += time.monotonic() - begin
         return pack(samples)
+
+    @property
+    def bad_samples(self) -> int:
+        """Samples that this rank has replaced so far."""
+        return self._bad
 
     def take_wait(self) -> float:
         """Seconds that `next` has taken since this was last asked."""

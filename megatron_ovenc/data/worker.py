@@ -71,4 +71,7 @@ def _send(connection: Connection, answers: queue.SimpleQueue[Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    # Under its own name: what __main__ defines cannot be unpickled in the training process, whose __main__ is another.
+    from megatron_ovenc.data.worker import main as worker_main
+
+    worker_main(int(sys.argv[1]))
