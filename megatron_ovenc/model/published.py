@@ -117,14 +117,14 @@ def published_values(
         source: where they came from, for errors.
 
     Raises:
-        ValueError: (on use) a tensor is missing or has another shape.
+        ConfigError: (on use) a tensor is missing or has another shape.
     """
 
     def take(name: str, numel: int) -> torch.Tensor:
         if name not in published:
-            raise ValueError(f"{source} has no tensor `{name}`; is it an encoder with a pooling head (use_head)?")
+            raise ConfigError(f"{source} has no tensor `{name}`; is it an encoder with a pooling head (use_head)?")
         if published[name].numel() != numel:
-            raise ValueError(
+            raise ConfigError(
                 f"{source}: `{name}` has shape {tuple(published[name].shape)}, which does not fit the `model` section "
                 f"(hidden_size={model.hidden_size}, ffn_size={model.ffn_size}, patch_size={model.patch_size})"
             )

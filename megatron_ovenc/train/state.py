@@ -22,8 +22,9 @@ from megatron_ovenc.parallel.topology import Topology
 class BatchSource(Protocol):
     """A head's endless stream of micro-batches, as one data rank sees it."""
 
-    bad_samples: int
-    """Samples that this rank has replaced so far."""
+    @property
+    def bad_samples(self) -> int:
+        """Samples that this rank has replaced so far."""
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

@@ -1,0 +1,44 @@
+# Two commands set everything up on a fresh machine:
+#   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (about 8 minutes on 2 cores)
+#   make test    install into .venv, then run the tests on both supported majors of transformers
+
+PYTHON ?= python3
+VENV := .venv
+RUN := . $(VENV)/bin/activate &&
+# transformers 4.57 beside 5.x: only what differs, found through PYTHONPATH before the environment's own.
+TF4 := .cache/transformers4
+TF4_PACKAGES := "transformers==4.57.6" "huggingface-hub<1" "tokenizers>=0.22,<0.23" requests urllib3 charset-normalizer certifi
+
+.PHONY: demo test test-hf4 lint install schema clean
+
+demo: $(VENV)/installed
+	$(RUN) python -m tools.demo --output output/demo
+
+test: $(VENV)/installed test-hf4
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -p no:warnings --durations=8
+
+test-hf4: $(TF4)/installed
+	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest -p no:warnings tests/onevision_encoder
+
+lint: $(VENV)/installed
+	$(RUN) ruff check . && ruff format --check . && mypy megatron_ovenc onevision_encoder codec launch eval tools
+
+schema: $(VENV)/installed
+	$(RUN) python -m megatron_ovenc.config.schema > configs/schema.json
+
+install: $(VENV)/installed
+
+# torch first and alone, so that the constraint's CPU build is taken where the index offers one.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) python -m pip install -q --upgrade pip setuptools wheel
+	$(RUN) python -m pip install -q -c constraints.txt torch
+	$(RUN) python -m pip install -q -c constraints.txt -e ".[bank,demo,dev]"
+	touch $@
+
+$(TF4)/installed: $(VENV)/installed
+	$(RUN) python -m pip install -q --no-deps --upgrade --target $(TF4) $(TF4_PACKAGES)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache output
