@@ -1,0 +1,113 @@
+"""A head's concept bank: a classifier of C centres whose rows are sharded over all ranks.
+
+    bank = ConceptBank(head.bank, dim=model.hidden_size, head=head.name, seed=train.seed, topology=topology)
+    loss = bank(embeddings, labels, step=step)          # collective; the same scalar on every rank
+    loss.backward()                                     # whole gradient of this rank's rows and of its embeddings
+
+The bank lives outside every data-parallel wrapper: no two ranks hold the same row, so there is nothing to average. The
+gradient that it gives to `embeddings` is that of the global loss; what wraps the encoder must sum over data ranks, not
+average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron_ovenc.concept_bank.centres import random_centres, row_range, stored_centres
+from megatron_ovenc.concept_bank.chunks import NORM_EPS
+from megatron_ovenc.concept_bank.gather import exchange_batch_sizes, gather_batch, gather_embeddings
+from megatron_ovenc.concept_bank.loss import MarginSoftmax
+from megatron_ovenc.concept_bank.sampling import competitors, draw_key
+from megatron_ovenc.config.tree import BankConfig
+from megatron_ovenc.parallel.topology import Topology
+
+
+class ConceptBank(nn.Module):
+    """This rank's rows of a bank, and the loss against the whole of it.
+
+    Args:
+        config: size, loss and initial centres of the bank.
+        dim: width D of an embedding.
+        head: name of the head; together with `seed` it names the bank's random draws.
+        seed: seed of the run.
+        topology: ranks and groups; `weight` is made on its device.
+
+    Attributes:
+        weight: float32 parameter [hi - lo, D], the centres of the classes [lo, hi).
+
+    Raises:
+        ValueError: `config.init` names a file that does not hold this bank.
+    """
+
+    def __init__(self, config: BankConfig, *, dim: int, head: str, seed: int, topology: Topology) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        self.head = head
+        self.seed = seed
+        self.topology = topology
+        self.lo, self.hi = row_range(config.num_classes, topology.world, topology.rank)
+        if config.init is None:
+            centres = random_centres(config.num_classes, dim, seed, head, self.lo, self.hi)
+        else:
+            centres = stored_centres(config.init, config.num_classes, dim, head, self.lo, self.hi)
+        self.weight = nn.Parameter(centres.to(topology.device))
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, step: int, batch_sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """Loss of the global batch. Collective over the world.
+
+        Args:
+            embeddings: float [B, D] of this data rank's samples, equal on its tensor ranks; normalised here, in float32.
+            labels: int64 [B, K], classes in [0, C) or -1 for none. K is the same on every rank. Another value stops all
+                ranks with an error that names the head; a GPU raises it at its next synchronisation.
+            step: names the step's draw of competing rows; the same on every rank.
+            batch_sizes: the B of every data rank, for callers who know them; otherwise they are exchanged.
+
+        Returns:
+            Scalar float32: the mean over all labels (see `loss.py`), the same on every rank.
+
+        Raises:
+            ValueError: shapes do not fit the bank, each other, or `batch_sizes`.
+        """
+        self._check_shapes(embeddings, labels)
+        topology, config = self.topology, self.config
+        sizes = exchange_batch_sizes(len(labels), topology) if batch_sizes is None else list(batch_sizes)
+        if len(sizes) != topology.data or sizes[topology.data_rank] != len(labels):
+            raise ValueError(
+                f"batch_sizes={sizes} must have one entry for each of {topology.data} data ranks, "
+                f"and {len(labels)} for data rank {topology.data_rank}"
+            )
+        # Whatever precision surrounds the bank, its cosines and its softmax are those of the weight's type.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            units = F.normalize(embeddings.to(self.weight.dtype), dim=1, eps=NORM_EPS)
+            units = gather_embeddings(units, sizes, topology)
+            labels = gather_batch(labels, sizes, topology)
+            in_range = ((labels >= -1) & (labels < config.num_classes)).all()
+            torch._assert_async(in_range, f"head {self.head}: a label is outside [-1, {config.num_classes})")
+            among = competitors(
+                labels,
+                num_classes=config.num_classes,
+                rate=config.sample_rate,
+                key=draw_key(self.seed, self.head, "negatives", step),
+                lo=self.lo,
+                hi=self.hi,
+                static=labels.device.type != "cpu",
+            )
+            return MarginSoftmax.apply(units, self.weight, labels, among, config, topology.world_group)
+
+    def _check_shapes(self, embeddings: Tensor, labels: Tensor) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+            raise ValueError(
+                f"head {self.head}: embeddings are {list(embeddings.shape)}, the bank needs [B, {self.dim}]"
+            )
+        if labels.ndim != 2 or len(labels) != len(embeddings) or labels.dtype != torch.int64:
+            raise ValueError(
+                f"head {self.head}: labels are {labels.dtype} {list(labels.shape)}, "
+                f"but {len(embeddings)} embeddings need int64 [{len(embeddings)}, K]"
+            )

@@ -1,0 +1,183 @@
+"""The module: which rows a rank gets and from where, what it refuses, and that precision around it does not matter."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from megatron_ovenc.concept_bank import ConceptBank, row_range
+from megatron_ovenc.concept_bank.centres import INIT_STD, random_centres, stored_centres
+from megatron_ovenc.concept_bank.sampling import BLOCK_ROWS
+from megatron_ovenc.config.tree import BankConfig
+from megatron_ovenc.parallel.topology import Topology
+
+
+@pytest.mark.parametrize(("classes", "world"), [(10, 4), (9, 4), (5, 4), (1, 4), (4096, 3), (7, 1), (2_000_000, 128)])
+def test_row_ranges_tile_the_classes_as_shard_0_does(classes, world):
+    ranges = [row_range(classes, world, rank) for rank in range(world)]
+    chunks = [len(chunk) for chunk in torch.empty(classes, 0).chunk(world)]
+    assert [hi - lo for lo, hi in ranges] == chunks + [0] * (world - len(chunks))
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == classes
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(ranges))
+
+
+@pytest.mark.parametrize("world", [2, 3, 5, 64])
+def test_random_centres_do_not_depend_on_the_number_of_ranks(world):
+    classes = 2 * BLOCK_ROWS + 100
+    whole = random_centres(classes, 6, 1, "h", 0, classes)
+    parts = [random_centres(classes, 6, 1, "h", *row_range(classes, world, rank)) for rank in range(world)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert whole.std().item() == pytest.approx(INIT_STD, rel=0.02)
+    assert whole.mean().abs().item() < 1e-3
+    assert len(whole[:, 0].unique()) > 0.99 * classes  # blocks do not repeat each other
+
+
+def test_random_centres_differ_by_seed_and_head():
+    one, two, three = (random_centres(10, 4, seed, head, 0, 10) for seed, head in [(1, "a"), (2, "a"), (1, "b")])
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+@pytest.fixture
+def centres(tmp_path):
+    """The same bank in both formats."""
+    weight = np.arange(35, dtype=np.float32).reshape(7, 5)
+    np.save(tmp_path / "bank.npy", weight)
+    save_file({"weight": weight}, tmp_path / "bank.safetensors")
+    return weight, tmp_path
+
+
+@pytest.mark.parametrize("name", ["bank.npy", "bank.safetensors"])
+def test_stored_centres_by_rows(centres, name):
+    weight, folder = centres
+    for world in (1, 2, 4, 9):
+        for rank in range(world):
+            lo, hi = row_range(7, world, rank)
+            rows = stored_centres(str(folder / name), 7, 5, "h", lo, hi)
+            assert rows.dtype == torch.float32
+            np.testing.assert_array_equal(rows.numpy(), weight[lo:hi])
+            rows.mul_(0)
+    np.testing.assert_array_equal(stored_centres(str(folder / name), 7, 5, "h", 0, 7).numpy(), weight)
+
+
+@pytest.mark.parametrize("name", ["bank.npy", "bank.safetensors"])
+@pytest.mark.parametrize("shape", [(8, 5), (7, 4), (7, 5, 1)])
+def test_stored_centres_of_another_shape(centres, name, shape):
+    _, folder = centres
+    with pytest.raises(ValueError, match=r"heads\.image\.bank\.init=.*bank.*\[7, 5\].*needs float32 \[") as error:
+        stored_centres(str(folder / name), shape[0], shape[1] if len(shape) == 2 else 6, "image", 0, 1)
+    assert "num_classes" in str(error.value)
+
+
+def test_stored_centres_that_are_not_a_bank(centres):
+    weight, folder = centres
+    np.save(folder / "half.npy", weight.astype(np.float16))
+    save_file({"weight": weight.astype(np.float16)}, folder / "half.safetensors")
+    save_file({"centres": weight}, folder / "named.safetensors")
+    np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (folder / "bank.pt").write_bytes(b"x")
+    for name in ("bank.npy", "bank.safetensors"):
+        damaged = (folder / name).read_bytes()[:30]
+        (folder / f"damaged.{name}").write_bytes(damaged)
+        (folder / f"empty.{name}").write_bytes(b"")
+    reasons = {
+        "half.npy": "float16",
+        "half.safetensors": "F16",
+        "named.safetensors": "no tensor `weight`",
+        "objects.npy": "not a readable",
+        "bank.pt": "neither",
+        "absent.npy": "no such file",
+        "damaged.bank.npy": "not a readable",
+        "empty.bank.npy": "not a readable",
+        "damaged.bank.safetensors": "not a readable",
+        "empty.bank.safetensors": "not a readable",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(ValueError, match=rf"heads\.ocr\.bank\.init=.*{reason}"):
+            stored_centres(str(folder / name), 7, 5, "ocr", 0, 7)
+
+
+def init_on_rank(topology: Topology, init: str | None) -> np.ndarray:
+    bank = ConceptBank(BankConfig(num_classes=7, init=init), dim=5, head="h", seed=1, topology=topology)
+    assert list(bank.state_dict()) == ["weight"]
+    return bank.weight.detach().numpy()
+
+
+def test_a_bank_starts_from_its_file_or_at_random(rank_pool, centres):
+    weight, folder = centres
+    random = random_centres(7, 5, 1, "h", 0, 7).numpy()
+    for init, wanted in [(None, random), (str(folder / "bank.npy"), weight)]:
+        for world, tensor in [(1, 1), (4, 2)]:
+            parts = rank_pool.run(init_on_rank, world=world, tensor=tensor, args=(init,))
+            np.testing.assert_array_equal(np.concatenate(parts), wanted)
+
+
+def refusals_on_rank(topology: Topology) -> None:
+    bank = ConceptBank(BankConfig(num_classes=10), dim=4, head="ocr", seed=1, topology=topology)
+    embeddings, labels = torch.randn(3, 4), torch.zeros(3, 2, dtype=torch.int64)
+    for wrong in (torch.randn(3, 5), torch.randn(4)):
+        with pytest.raises(ValueError, match=r"head ocr: embeddings .* needs \[B, 4\]"):
+            bank(wrong, labels, step=0)
+    for wrong in (labels[:2], labels[0], labels.int()):
+        with pytest.raises(ValueError, match=r"head ocr: labels are .* need int64 \[3, K\]"):
+            bank(embeddings, wrong, step=0)
+    for sizes in ([3], [3, 3, 3], [2, 2]):
+        with pytest.raises(ValueError, match="one entry for each of 2 data ranks"):
+            bank(embeddings, labels, step=0, batch_sizes=sizes)
+    # One rank's bad label stops both, so none waits for the other.
+    for bad in (10, -2):
+        mine = labels.clone()
+        mine[1, 1] = bad if topology.rank == 1 else 0
+        with pytest.raises(RuntimeError, match=r"head ocr: a label is outside \[-1, 10\)"):
+            bank(embeddings, mine, step=0)
+
+
+def test_what_a_bank_refuses(rank_pool):
+    rank_pool.run(refusals_on_rank, world=2)
+
+
+def precision_on_rank(topology: Topology) -> None:
+    """Autocast around the bank does not reach it, and gradients come back in the embeddings' type."""
+    bank = ConceptBank(BankConfig(num_classes=50), dim=16, head="h", seed=1, topology=topology)
+    embeddings = torch.randn(4, 16, generator=torch.Generator().manual_seed(topology.rank)).bfloat16().requires_grad_()
+    labels = torch.arange(8).view(4, 2)
+    plain = bank(embeddings.float(), labels, step=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = bank(embeddings, labels, step=0)
+    grad_embeddings, grad_weight = torch.autograd.grad(loss, (embeddings, bank.weight))
+    assert loss.dtype == torch.float32
+    assert loss.item() == plain.item()
+    assert grad_embeddings.dtype == torch.bfloat16
+    assert grad_weight.dtype == torch.float32
+
+
+def test_precision_around_the_bank(rank_pool):
+    rank_pool.run(precision_on_rank, world=2)
+
+
+def steps_on_rank(topology: Topology) -> list[float]:
+    """Loss of one batch: twice head a, head b, then head a at steps 1 and 0."""
+    config = BankConfig(num_classes=2000, sample_rate=0.1)
+    banks = [ConceptBank(config, dim=8, head=head, seed=1, topology=topology) for head in ("a", "a", "b")]
+    banks[2].load_state_dict(banks[0].state_dict())
+    embeddings = torch.linspace(-1, 1, 24).sin().view(3, 8)
+    labels = torch.arange(6).view(3, 2)
+    losses = [bank(embeddings, labels, step=step) for bank, step in zip(banks, (0, 0, 0), strict=True)]
+    losses += [banks[0](embeddings, labels, step=step) for step in (1, 0)]
+    (once,) = torch.autograd.grad(losses[0], banks[0].weight, retain_graph=True)
+    losses[0].backward()
+    losses[4].backward()
+    torch.testing.assert_close(banks[0].weight.grad, 2 * once)
+    return [loss.item() for loss in losses]
+
+
+def test_step_and_head_name_the_draw_and_gradients_accumulate(rank_pool):
+    losses, _ = rank_pool.run(steps_on_rank, world=2)
+    assert losses[0] == losses[1] == losses[4]
+    assert losses[0] != losses[2]
+    assert losses[0] != losses[3]
