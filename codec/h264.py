@@ -4,7 +4,9 @@ FFmpeg exports, per predicted block, the vector and whether it points to the pas
 it does not export makes these signals approximate, in four ways:
 
 - *Which reference.* With several references a vector may name any of them. It is taken to name the nearest one in
-  display order, in its direction, that was decoded before: index 0 of the lists x264 builds, and by far the commonest.
+  display order, in its direction, that was decoded before: index 0 of the lists x264 builds, and the commonest. Of two
+  phone videos that x264 coded with 4 references, 10 to 14 % of the macroblocks were clearly predicted from another one, and
+  the mean residual came out 1.5 to 1.8 times too large; with 1 reference nothing is lost.
 - *Sub-8x8 partitions.* Each 8x8 quarter of a macroblock carries the vector of its first partition.
 - *Weighted prediction.* Two predictions are averaged with equal weights, and single ones are not scaled.
 - *Field coding.* Vectors of interlaced macroblocks are read as if they were of frames.

@@ -10,6 +10,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 P_ONLY = {"x264-params": "bframes=0:ref=1:weightp=0:keyint=1000:scenecut=0:mbtree=0"}
+FLAT_B = {"x264-params": "bframes=2:b-adapt=0:b-pyramid=none:ref=1:weightp=0:weightb=0:keyint=1000:scenecut=0"}
 PYRAMID = {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal:ref=1:weightp=0:weightb=0:keyint=1000:scenecut=0"}
 
 
