@@ -14,30 +14,50 @@ from megatron_ovenc.train.weights import RELEASED_HEAD_DIM
 from onevision_encoder import OneVisionEncoderModel
 
 
-@torch.no_grad()
-def largest_difference(encoder: Encoder, published: OneVisionEncoderModel, seed: int = 0) -> float:
-    """Largest absolute difference, over tokens and embeddings, on random pictures and on a random clip with positions.
-
-    Args:
-        encoder: this project's encoder, fp32, on the host.
-        published: the Hugging Face model, fp32, on the host.
-        seed: of the random pixels and positions.
-    """
+def random_inputs(patch_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A picture and a clip with scattered positions: `<case>.pixels` and `<case>.positions`, as Hugging Face models take them."""
     generator = torch.Generator().manual_seed(seed)
-    patch, differences = encoder.config.patch_size, []
-    for frames, rows, cols in ((1, 4, 6), (3, 4, 4)):
-        pixels = torch.randn(2, 3, frames, rows * patch, cols * patch, generator=generator)
-        positions = torch.cartesian_prod(*(torch.arange(n) for n in (frames, rows, cols))).repeat(2, 1, 1)
-        if frames > 1:
-            positions = torch.randint(0, 32, positions.shape, generator=generator)
-        theirs = published.eval()(pixels if frames > 1 else pixels[:, :, 0], patch_positions=positions)
-        cut = pixels.unflatten(-1, (cols, patch)).unflatten(-3, (rows, patch))  # [B, C, T, rows, p, cols, p]
+    picture = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(6)).expand(2, -1, -1)
+    return {
+        "picture.pixels": torch.randn(2, 3, 4 * patch_size, 6 * patch_size, generator=generator),
+        "picture.positions": picture.contiguous(),
+        "clip.pixels": torch.randn(2, 3, 3, 4 * patch_size, 4 * patch_size, generator=generator),
+        "clip.positions": torch.randint(0, 32, (2, 48, 3), generator=generator),
+    }
+
+
+@torch.no_grad()
+def forward(encoder: Encoder, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs of this project's encoder for `random_inputs`: `<case>.tokens` [2, n, D] and `<case>.pooled` [2, D]."""
+    outputs, patch = {}, encoder.config.patch_size
+    for case in ("picture", "clip"):
+        pixels, positions = inputs[f"{case}.pixels"], inputs[f"{case}.positions"]
+        if pixels.dim() == 4:
+            pixels = pixels[:, :, None]
+        cut = pixels.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, C, T, rows, p, cols, p]
         patches = cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(0, 3)
-        lengths = torch.tensor([0, 1, 2], dtype=torch.int32) * (frames * rows * cols)
-        ours = encoder.eval()(patches, positions.flatten(0, 1), lengths)
-        differences.append((ours.last_hidden - theirs.last_hidden_state.flatten(0, 1)).abs().max())
-        differences.append((ours.pooled - theirs.pooler_output).abs().max())
-    return torch.stack(differences).max().item()
+        samples, tokens = positions.shape[:2]
+        lengths = torch.arange(samples + 1, dtype=torch.int32) * tokens
+        output = encoder.eval()(patches, positions.flatten(0, 1), lengths)
+        outputs[f"{case}.tokens"] = output.last_hidden.unflatten(0, (samples, tokens))
+        outputs[f"{case}.pooled"] = output.pooled
+    return outputs
+
+
+@torch.no_grad()
+def forward_published(model: OneVisionEncoderModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As `forward`, by the Hugging Face model."""
+    outputs = {}
+    for case in ("picture", "clip"):
+        output = model.eval()(inputs[f"{case}.pixels"], patch_positions=inputs[f"{case}.positions"])
+        outputs[f"{case}.tokens"], outputs[f"{case}.pooled"] = output.last_hidden_state, output.pooler_output
+    return outputs
+
+
+def largest_difference(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """Largest absolute difference over all outputs."""
+    assert ours.keys() == theirs.keys()
+    return max((ours[key] - theirs[key]).abs().max().item() for key in ours)
 
 
 def load_strictly(model: OneVisionEncoderModel, published: Mapping[str, torch.Tensor], source: Path) -> None:
@@ -50,7 +70,7 @@ def load_strictly(model: OneVisionEncoderModel, published: Mapping[str, torch.Te
 
 def tell_assumed_heads(source: Path, num_heads: int | None) -> None:
     """Say aloud what a bare state dict cannot tell."""
-    if source.is_file() and num_heads is None:
+    if source.suffix in (".pt", ".pth") and num_heads is None:
         print(
             f"{source} does not record its attention heads; taking {RELEASED_HEAD_DIM} channels a head as in every "
             "released model (--num-heads overrides)",

@@ -21,7 +21,14 @@ from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
 from megatron_ovenc.train.weights import build_encoder, read_weights, solo_topology
 from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
-from tools.compare import largest_difference, load_strictly, tell_assumed_heads
+from tools.compare import (
+    forward,
+    forward_published,
+    largest_difference,
+    load_strictly,
+    random_inputs,
+    tell_assumed_heads,
+)
 
 
 def import_model(source: Path, output: Path, num_heads: int | None = None) -> tuple[Path, float]:
@@ -49,7 +56,8 @@ def import_model(source: Path, output: Path, num_heads: int | None = None) -> tu
         writer.save(tensors, {"step": 0})
         written = checkpoint_path(output, 0)
         read_back = build_encoder(model, read_weights(written)[1], str(written), topology)
-        return written, largest_difference(read_back, hugging_face)
+        inputs = random_inputs(model.patch_size)
+        return written, largest_difference(forward(read_back, inputs), forward_published(hugging_face, inputs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,14 @@ from onevision_encoder import (
     OneVisionEncoderModel,
     save_for_hub,
 )
-from tools.compare import largest_difference, load_strictly, tell_assumed_heads
+from tools.compare import (
+    forward,
+    forward_published,
+    largest_difference,
+    load_strictly,
+    random_inputs,
+    tell_assumed_heads,
+)
 
 
 def initial_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -70,7 +77,9 @@ def pack(checkpoint: Path, output: Path, image_size: int = 448, num_heads: int |
     save_for_hub(packed, processor, output)
     with solo_topology() as topology:
         encoder = build_encoder(model, published, str(checkpoint), topology)
-        return largest_difference(encoder, OneVisionEncoderModel.from_pretrained(output))
+        inputs = random_inputs(model.patch_size)
+        reloaded = OneVisionEncoderModel.from_pretrained(output)
+        return largest_difference(forward(encoder, inputs), forward_published(reloaded, inputs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
