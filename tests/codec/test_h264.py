@@ -100,6 +100,12 @@ def test_intra_frames_have_no_signals_and_predict_what_follows() -> None:
             np.testing.assert_allclose(np.median(frame.motion, axis=(0, 1)), [2, 0], atol=0.3)
 
 
+def test_b_frames_that_are_no_references_are_not_taken_for_one() -> None:
+    for frame in list(codec.signals(encode(panning(13, (128, 144), (1.25, -0.5)), options=FLAT_B)))[1:]:
+        np.testing.assert_allclose(np.median(frame.motion, axis=(0, 1)), [1.25, -0.5], atol=0.1)
+        assert frame.residual.mean() < 3
+
+
 def test_several_references_still_give_the_motion() -> None:
     frames, corners = moving_square(13, (128, 160), (2, 1))
     options = {"x264-params": "ref=4:bframes=3:b-pyramid=normal:keyint=16"}
