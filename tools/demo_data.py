@@ -175,7 +175,7 @@ def encode(path: Path, frames: Iterator[Image.Image], encoder: str) -> None:
 
 
 def _path(motion: str, rng: np.random.Generator) -> Iterator[Placement]:
-    """The object's course relative to the background; all courses have the same middle, size and speeds on average."""
+    """The object's course relative to the background; all have the same middle and size on average."""
     middle_x, middle_y = SIDE / 2 + rng.uniform(-14, 14, size=2)
     speed = rng.uniform(0.5, 0.9)
     phase = rng.uniform(0, 2 * math.pi)
@@ -190,10 +190,10 @@ def _path(motion: str, rng: np.random.Generator) -> Iterator[Placement]:
             case "up" | "down":
                 y += speed * FRAMES * time
             case "clockwise" | "counterclockwise":
-                # One turn at about the speed of the others; y points down, so growing angles turn clockwise.
-                radius = speed * FRAMES / (2 * math.pi) * 1.5
-                x += radius * math.cos(phase + 3 * math.pi * time)
-                y += radius * math.sin(phase + 3 * math.pi * time)
+                # One turn, half as fast again as the others for a circle one can see. y points down: growing angles turn clockwise.
+                radius = 1.5 * speed * FRAMES / (2 * math.pi)
+                x += radius * math.cos(phase + 2 * math.pi * time)
+                y += radius * math.sin(phase + 2 * math.pi * time)
             case "growing" | "shrinking":
                 scale *= 2.0 ** (2 * speed * time)
         yield Placement(x=x, y=y, scale=scale)

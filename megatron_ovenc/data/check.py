@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from megatron_ovenc.config.tree import HeadConfig, SourceConfig
 from megatron_ovenc.data.shards import ShardSet, labels_path
 

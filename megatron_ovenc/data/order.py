@@ -78,7 +78,8 @@ def micro_batch_slices(global_batch: int, grad_accumulation: int, data_size: int
 
 def _digest(*key: object) -> int:
     """128 bits that are a pure function of the key on every machine (`hash` is not)."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
+    text = "\0".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 def _permute(values: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ from megatron_ovenc.data.worker import Failure, Ready
 
 START_TIMEOUT_S = 120.0
 """Seconds that a fresh interpreter has for importing NumPy and PyAV, perhaps from a slow network disk."""
+
+START_ATTEMPTS = 3
+"""Times that a process may fail to start before this is taken for more than an accident."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     started: float
+    attempt: int = 1
+    """Which try this is to start a process in this place."""
     ready: bool = False
     tasks: deque[_Task] = field(default_factory=deque)
     """Not yet answered, in order; the process is at the first."""
@@ -54,12 +60,15 @@ class WorkerPool:
         """Start the processes.
 
         Args:
-            dataset: sent to each.
+            dataset: copied to each.
             workers: number of processes, >= 1.
             prefetch: positions that each may hold, loaded or not, before they are asked for.
             timeout_s: seconds that `get` waits for one sample before it is given up.
         """
-        self._dataset = dataset
+        # In memory rather than down the socket: what a process that hangs at its start never reads must not block us.
+        self._dataset = os.memfd_create("head-dataset")
+        with open(self._dataset, "wb", closefd=False) as file:
+            pickle.dump(dataset, file)
         self._prefetch = prefetch
         self._timeout_s = timeout_s
         self._done: dict[int, Fetched | Exhausted] = {}
@@ -115,6 +124,7 @@ class WorkerPool:
         for worker in self._workers:
             _stop(worker)
         self._workers.clear()
+        os.close(self._dataset)
 
     def _receive(self, worker: _Worker) -> bool:
         """Take one message, or notice the end of the process. True when the worker's clock starts anew."""
@@ -140,12 +150,12 @@ class WorkerPool:
         code = worker.process.wait()
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
         if not worker.ready:
-            raise DataError(f"a decoding process ended before it was ready ({end}); see stderr for its output")
-        if worker.suspects and worker.sent:
+            self._start_again(worker, f"ended before it was ready ({end})")
+        elif worker.suspects and worker.sent:
             self._give_up(worker, f"the process decoding it died twice ({end})")
-            return
-        logger.warning("a decoding process died (%s); its %d samples are loaded again", end, len(worker.tasks))
-        self._restart(worker, suspects=worker.sent)
+        else:
+            logger.warning("a decoding process died (%s); its %d samples are loaded again", end, len(worker.tasks))
+            self._restart(worker, suspects=worker.sent)
 
     def _give_up(self, worker: _Worker, reason: str) -> None:
         """Replace a process, and the sample that it is at."""
@@ -154,10 +164,16 @@ class WorkerPool:
         worker.tasks[0] = _Task(stuck.position, (*stuck.reasons, reason))
         self._restart(worker, suspects=max(0, worker.suspects - 1))
 
-    def _restart(self, worker: _Worker, *, suspects: int) -> None:
+    def _start_again(self, worker: _Worker, what: str) -> None:
+        if worker.attempt == START_ATTEMPTS:
+            raise DataError(f"a decoding process {what}, {START_ATTEMPTS} times in a row; see stderr for its output")
+        logger.warning("a decoding process %s; it is started again", what)
+        self._restart(worker, suspects=worker.suspects, attempt=worker.attempt + 1)
+
+    def _restart(self, worker: _Worker, *, suspects: int, attempt: int = 1) -> None:
         _stop(worker)
         fresh = self._start()
-        fresh.tasks, fresh.suspects = worker.tasks, suspects
+        fresh.tasks, fresh.suspects, fresh.attempt = worker.tasks, suspects, attempt
         self._workers[self._workers.index(worker)] = fresh
         self._feed(fresh)
 
@@ -169,11 +185,9 @@ class WorkerPool:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", "megatron_ovenc.data.worker", str(theirs.fileno())]
-        process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=self._dataset)
         theirs.close()
-        worker = _Worker(process=process, connection=ours, started=time.monotonic())
-        self._send(worker, self._dataset)
-        return worker
+        return _Worker(process=process, connection=ours, started=time.monotonic())
 
     def _feed(self, worker: _Worker) -> None:
         """Give the process the tasks that it may have."""

@@ -1,13 +1,15 @@
 """A decoding process: `python -m megatron_ovenc.data.worker FD`, started by `pool`, never by hand.
 
-It is a fresh interpreter that imports neither torch nor the training script, so it starts in a moment, stays small, and inherits
-no threads, locks or devices. Over the socket FD come a HeadDataset, then (position, reasons) pairs; back go `Ready`,
-then one answer a pair, in order. It ends when the socket closes, which the death of the training process does too.
+It is a fresh interpreter that imports neither torch nor the training script, so it starts in a moment, stays small, and
+inherits no threads, locks or devices. The pickled HeadDataset is the file on stdin. Over the socket FD go `Ready`, then, for
+each (position, reasons) pair that comes, one answer, in order. It ends when the socket closes, which the death of the training
+process does too.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -36,14 +38,15 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
+    # All workers of a pool are given the same open file: a read at a position leaves its shared cursor alone.
+    dataset = pickle.loads(os.pread(0, os.fstat(0).st_size, 0))
+    connection.send(Ready())
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
     # Answers wait in a thread of their own, so that decoding runs ahead of a training process that is busy; tasks arrive in
     # another, so that the end of the socket is noticed even while the main thread is stuck in a decoder.
     for target, box in ((_receive, tasks), (_send, answers)):
         threading.Thread(target=target, args=(connection, box), daemon=True).start()
-    dataset = tasks.get()
-    answers.put(Ready())
     while True:
         position, reasons = tasks.get()
         try:
