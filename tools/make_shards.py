@@ -28,9 +28,10 @@ import os
 import re
 import sys
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -132,8 +133,7 @@ def make_shards(
     _claim(output, items, packing)
     width = max(1, *(len(item.labels) for item in items))
     left_out: list[LeftOut] = []
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
-    with pool as processes, Progress(console=console) as progress:
+    with Progress(console=console) as progress:
         task = progress.add_task("packing", total=len(items))
         for number, start in enumerate(range(0, len(items), packing.samples_per_shard)):
             part = items[start : start + packing.samples_per_shard]
@@ -143,11 +143,46 @@ def make_shards(
                 left_out += _left_out_before(tar, keys, part)
                 progress.advance(task, len(part))
                 continue
-            prepare = partial(_prepare, packing=packing)
-            prepared = map(prepare, part) if processes is None else processes.map(prepare, part, chunksize=_CHUNK)
+            prepared = _prepare_all(partial(_prepare, packing=packing), part, workers)
             results = _counted(zip(keys, part, prepared, strict=True), partial(progress.advance, task))
             left_out += _write_shard(tar, results, width)
     return left_out
+
+
+def _prepare_all(
+    prepare: Callable[[Item], bytes | LeftOut | None], items: Sequence[Item], workers: int
+) -> Iterator[bytes | LeftOut | None]:
+    """`prepare` every item, in order, in `workers` processes (one: in this). An item that kills its process is left out."""
+    if workers == 1:
+        yield from map(prepare, items)
+        return
+    done = 0
+    try:
+        with _processes(workers) as pool:
+            for result in pool.map(prepare, items, chunksize=_CHUNK):
+                yield result
+                done += 1
+    except BrokenProcessPool:
+        yield from _prepare_singly(prepare, items[done:])
+
+
+def _prepare_singly(
+    prepare: Callable[[Item], bytes | LeftOut | None], items: Sequence[Item]
+) -> Iterator[bytes | LeftOut | None]:
+    """One at a time, so that it is known which of them kills its process."""
+    remaining = deque(items)
+    while remaining:
+        with _processes(1) as pool:
+            try:
+                while remaining:
+                    yield pool.submit(prepare, remaining[0]).result()
+                    remaining.popleft()
+            except BrokenProcessPool:
+                yield LeftOut(path=remaining.popleft().path, reason="it kills the process that reads it")
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def _prepare(item: Item, packing: Packing) -> bytes | LeftOut | None:

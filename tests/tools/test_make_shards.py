@@ -15,9 +15,11 @@ import codec
 from megatron_ovenc.data.check import check_source
 from megatron_ovenc.data.shards import RawSample, ShardSet
 from megatron_ovenc.data.video import frame_count
+from tests.data.poison import kill_at
 from tests.data.samples import clip_bytes, clip_head, coded_frames, image_bytes
 from tools import make_shards
-from tools.make_shards import EXIT_UNREADABLE, EXIT_WRONG_ARGUMENTS, main
+from tools.inputs import Item
+from tools.make_shards import EXIT_UNREADABLE, EXIT_WRONG_ARGUMENTS, LeftOut, main
 
 
 def run(source: Path, output: Path, kind: str, *more: str) -> int:
@@ -170,6 +172,18 @@ def test_an_interrupted_call_goes_on_and_keeps_complete_shards(pictures, monkeyp
     after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tar*")}
     assert before["shard-000001.tar"] == after["shard-000001.tar"]
     assert not list(output.glob("*.tmp"))
+
+
+def test_an_input_that_kills_its_reader_is_left_out_alone():
+    names = ["a", "b", "deadly-1", "c", "d", "e", "deadly-2", "f"]
+    items = [Item(path=Path(name), labels=()) for name in names]
+    results = list(make_shards._prepare_all(kill_at, items, workers=2))
+    for name, result in zip(names, results, strict=True):
+        if "deadly" in name:
+            assert isinstance(result, LeftOut)
+            assert result.path == Path(name)
+        else:
+            assert result == name.encode()
 
 
 def test_an_output_is_not_continued_with_other_inputs_or_settings(pictures, capsys):
