@@ -22,11 +22,13 @@ An I frame is predicted from no other, and has neither motion nor residual.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.codec.context import Flags2
+from av.sidedata.sidedata import SideDataContainer
 
 from codec.compensate import Reference, average, cell_residual, predict, reference
 from codec.source import Clip, Luma, Picture, frame_signals, frame_type, luma, pictures
@@ -86,7 +88,8 @@ def read(clip: Clip) -> Iterator[tuple[av.VideoFrame, FrameSignals]]:
 
 def _coded(picture: Picture, index: int, length_bytes: int | None) -> _Coded:
     frame = picture.frame
-    side_data = frame.side_data.get("MOTION_VECTORS")
+    # Not `frame.side_data`: that keeps frame and side data alive in a cycle, hundreds of frames long, until Python looks for it.
+    side_data = cast(Any, SideDataContainer)(frame).get("MOTION_VECTORS")
     return _Coded(
         picture=picture,
         index=index,

@@ -1,6 +1,8 @@
 """H.264 signals against clips whose motion is known, and against FFmpeg's decoder."""
 
+import gc
 import io
+import itertools
 from collections import Counter
 
 import av
@@ -150,6 +152,21 @@ def test_a_path_and_its_bytes_give_the_same(tmp_path) -> None:
     path.write_bytes(clip)
     for one, other in zip(codec.signals(path), codec.signals(clip), strict=True):
         assert_same_fields(one, other)
+
+
+def test_frames_are_let_go_as_reading_goes_on() -> None:
+    clip = encode(panning(60, (64, 80), (1, 0)), options={"x264-params": "bframes=3:b-pyramid=normal"})
+    gc.collect()
+    gc.disable()
+    try:
+        most = max(
+            sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+            for _ in itertools.islice(codec.decode(clip), 59)
+        )
+    finally:
+        gc.enable()
+    # The references remembered and the few that wait for theirs; not the whole clip.
+    assert most < 25
 
 
 def assert_same_fields(one: FrameSignals, other: FrameSignals) -> None:
