@@ -19,6 +19,8 @@ from pathlib import Path
 
 from megatron_ovenc.config import ConfigError, load
 from megatron_ovenc.parallel.topology import Launch
+from megatron_ovenc.train.faults import EXIT_STOPPED, write_exit_status
+from megatron_ovenc.train.preflight import check_run
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,15 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         launch = Launch.from_environment()
         config = load(options.config, options.overrides)
-        # Checks come before the imports that take seconds and before any process group.
-        from megatron_ovenc.train.build import check_run, launch_trainer
-        from megatron_ovenc.train.faults import EXIT_STOPPED, write_exit_status
-
         check_run(config, launch.world_size)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
+    from megatron_ovenc.train.build import launch_trainer  # megatron-core takes seconds to import; errors should not
+
     run_dir, trainer = Path(config.run_dir), None
     try:
         with launch_trainer(config, launch) as trainer:

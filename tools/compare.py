@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_ovenc.config import ConfigError
-from megatron_ovenc.model import Encoder
+from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.train.weights import RELEASED_HEAD_DIM
 from onevision_encoder import OneVisionEncoderModel
 

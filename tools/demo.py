@@ -34,9 +34,10 @@ from safetensors.torch import load_file, save_file
 
 from megatron_ovenc.config import RunConfig, SourceConfig, dump, load
 from megatron_ovenc.train.faults import EXIT_STOPPED
-from megatron_ovenc.train.weights import build_encoder, read_weights, solo_topology
+from megatron_ovenc.train.weights import read_weights
 from tools.compare import forward, largest_difference, random_inputs
 from tools.report import read_metrics
+from tools.solo import build_encoder, solo_topology
 
 CONFIG = Path("configs/demo_cpu.yaml")
 GAP_STEPS = 3
@@ -74,7 +75,7 @@ class Stages:
             os.killpg(process.pid, signal.SIGKILL)
             raise
         if code not in ok:
-            raise SystemExit(f"the demo stopped: exit code {code} of {process.args}")
+            raise SystemExit(f"the demo stopped: the command above ended with exit code {code}")
 
 
 def deepspeed(config: Path, *overrides: str) -> list[str]:

@@ -19,7 +19,7 @@ from megatron_ovenc.config import RunConfig, TrainConfig, dump
 from megatron_ovenc.model.published import to_published_config
 from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
-from megatron_ovenc.train.weights import build_encoder, read_weights, solo_topology
+from megatron_ovenc.train.weights import read_weights
 from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
 from tools.compare import (
     forward,
@@ -29,6 +29,7 @@ from tools.compare import (
     random_inputs,
     tell_assumed_heads,
 )
+from tools.solo import build_encoder, solo_topology
 
 
 def import_model(source: Path, output: Path, num_heads: int | None = None) -> tuple[Path, float]:

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig, load
-from megatron_ovenc.model import Encoder
+from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values
 from megatron_ovenc.model.published import to_published, to_published_config
-from megatron_ovenc.train.weights import build_encoder, read_weights, solo_topology
+from megatron_ovenc.train.weights import read_weights
 from onevision_encoder import (
     OneVisionEncoderConfig,
     OneVisionEncoderImageProcessor,
@@ -38,6 +38,7 @@ from tools.compare import (
     random_inputs,
     tell_assumed_heads,
 )
+from tools.solo import build_encoder, solo_topology
 
 
 def initial_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from megatron_ovenc.concept_bank import BankOptimizer, ConceptBank
 from megatron_ovenc.config import OptimizerConfig
 from megatron_ovenc.data.batch import PatchBatch
-from megatron_ovenc.model import Encoder
+from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.parameters import ParameterLayout
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.rectangle import Rectangle

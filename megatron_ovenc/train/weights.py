@@ -6,23 +6,16 @@ All three are read into the same currency: a `model` section and a published sta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from megatron_ovenc.config import ConfigError, ModelConfig, ParallelConfig, load
-from megatron_ovenc.model import Encoder
-from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts
-from megatron_ovenc.model.published import from_published_config, published_values, to_published
-from megatron_ovenc.parallel.device import prepare_device
-from megatron_ovenc.parallel.topology import Topology, build_topology
+from megatron_ovenc.config import ConfigError, ModelConfig, load
+from megatron_ovenc.model.published import from_published_config, to_published
 from megatron_ovenc.train.checkpoint import MANIFEST, SafeReader, checkpoint_path, checkpoint_steps, damage
 
 RELEASED_HEAD_DIM = 64
@@ -124,23 +117,3 @@ def _model_of_state(state: dict[str, torch.Tensor], path: Path) -> ModelConfig:
         patch_size=patch,
         norm="layer_norm" if "layernorm_pre.bias" in state else "rms_norm",
     )
-
-
-@contextmanager
-def solo_topology() -> Iterator[Topology]:
-    """A world of this process alone on the CPU, for tools."""
-    device = torch.device("cpu")
-    prepare_device(device)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield build_topology(1, 0, 1, device)
-    finally:
-        dist.destroy_process_group()
-
-
-def build_encoder(model: ModelConfig, published: dict[str, torch.Tensor], source: str, topology: Topology) -> Encoder:
-    """This project's encoder with published weights, unsharded, on the host."""
-    encoder = Encoder(model, ParallelConfig(), topology)
-    layouts = parameter_layouts(encoder, topology)
-    fill_parameters(encoder, layouts, topology, published_values(published, model, source))
-    return encoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_ovenc.config import PRESETS, ModelConfig, ParallelConfig
-from megatron_ovenc.model import Encoder
+from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.parallel.topology import Topology
 from tests.rank_pool import RankPool
 

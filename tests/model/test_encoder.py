@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
-from megatron_ovenc.model import Encoder, EncoderOutput
+from megatron_ovenc.model.encoder import Encoder, EncoderOutput
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values
 from megatron_ovenc.model.published import published_values, to_published
 from megatron_ovenc.model.rope import rotary_angles

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.tensor.debug import CommDebugMode
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
-from megatron_ovenc.model import Encoder
+from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.gradients import global_norm, local, scale_gradients, sum_partial_gradients

@@ -24,8 +24,9 @@ from megatron_ovenc.config import (
     TrainConfig,
 )
 from megatron_ovenc.parallel.topology import Topology
-from megatron_ovenc.train.build import assemble, check_run
+from megatron_ovenc.train.build import assemble
 from megatron_ovenc.train.checkpoint import CheckpointError, SafeReader, checkpoint_path, checkpoint_steps, damage
+from megatron_ovenc.train.preflight import check_run
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
 
@@ -126,7 +127,7 @@ def test_incomplete_checkpoint_is_not_seen(stopped: tuple[Path, dict[int, float]
 def test_checkpoint_of_another_model_is_refused_at_start(
     stopped: tuple[Path, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ovenc.train.build.check_source", lambda head, patch_size: None)
+    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda head, patch_size: None)
     run_dir = copy_run(stopped[0], tmp_path)
     check_run(small_config(run_dir, ParallelConfig()), 1)
     with pytest.raises(ConfigError, match=r"model\.ffn_size: 256 there, 512 here"):

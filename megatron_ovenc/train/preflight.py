@@ -1,0 +1,79 @@
+"""Everything that can be known to fail before any process group exists and any GPU is touched.
+
+Imports no megatron-core: a wrong key is told in a second or two, on every rank alike.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_ovenc.config import ConfigError, RunConfig, check, load
+from megatron_ovenc.data.check import check_source
+from megatron_ovenc.train.checkpoint import checkpoint_path, checkpoint_steps
+from megatron_ovenc.train.weights import read_model
+
+_SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "rope", "rope_theta")
+"""Keys of `model` by which weights fit or do not."""
+
+
+def check_run(config: RunConfig, world_size: int) -> None:
+    """Everything that can be known to fail, before any process group exists and any GPU is touched.
+
+    Raises:
+        ConfigError: with the key to change.
+    """
+    check(config, world_size)
+    for head in config.heads:
+        try:
+            check_source(head, patch_size=config.model.patch_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if head.bank.init is not None and not Path(head.bank.init).is_file():
+            raise ConfigError(f"heads.{head.name}.bank.init={head.bank.init}: there is no such file")
+    if config.model.init is not None:
+        _check_init(config)
+    run_dir = Path(config.run_dir)
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f".writable.{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error}") from error
+    if config.checkpoint.resume:
+        for step in checkpoint_steps(run_dir / "checkpoints")[-1:]:
+            _check_same_model(checkpoint_path(run_dir / "checkpoints", step), config)
+
+
+def _check_init(config: RunConfig) -> None:
+    """Refuse initial weights of another shape."""
+    ours, theirs = config.model, read_model(Path(str(config.model.init)))
+    for key in _SHAPE_KEYS:
+        if getattr(ours, key) != getattr(theirs, key):
+            raise ConfigError(
+                f"model.init={ours.init} has {key}={getattr(theirs, key)}, the configuration model.{key}={getattr(ours, key)}"
+            )
+
+
+def _check_same_model(path: Path, config: RunConfig) -> None:
+    """Refuse a checkpoint whose tensors are not this run's."""
+    saved = load(path / "config.yaml")
+    ours, theirs = _tensor_shapes(config), _tensor_shapes(saved)
+    different = [
+        f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
+        for key in ours | theirs
+        if ours.get(key) != theirs.get(key)
+    ]
+    if different:
+        raise ConfigError(
+            f"{path} belongs to another model ({'; '.join(different)}); change these keys back, give another run_dir, "
+            "or set checkpoint.resume=false to start over"
+        )
+
+
+def _tensor_shapes(config: RunConfig) -> dict[str, Any]:
+    model = config.model
+    shapes = {f"model.{key}": getattr(model, key) for key in _SHAPE_KEYS}
+    return shapes | {f"heads.{head.name}.bank.num_classes": head.bank.num_classes for head in config.heads}

@@ -1,0 +1,159 @@
+"""Real runs of launch.pretrain: refused at start-up, started by the deepspeed launcher, stopped by a signal, fed damaged files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import launch.pretrain
+from tests.data.samples import clip_bytes, coded_frames, image_bytes, write_shard
+
+ROOT = Path(__file__).parents[2]
+CLASSES = 12
+DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--no_local_rank", "--module"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and 16-frame clips, among them a truncated clip, an empty member and a label outside the bank."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    pictures = [{"png": image_bytes(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))} for _ in range(120)]
+    labels = rng.integers(0, CLASSES, (120, 3))
+    labels[7] = CLASSES
+    pictures[5] = {"png": b""}
+    write_shard(folder / "images-0.tar", pictures, labels)
+    clips = [{"mp4": clip_bytes(np.roll(coded_frames(16), shift, axis=2))} for shift in range(12)]
+    clips[3] = {"mp4": clips[3]["mp4"][:700]}
+    write_shard(folder / "clips-0.tar", clips, rng.integers(0, CLASSES, (12, 3)))
+    return folder
+
+
+@pytest.fixture
+def config(shards: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"""\
+run_dir: {tmp_path}/run
+model: {{hidden_size: 64, ffn_size: 128, num_layers: 1, num_heads: 2}}
+heads:
+  - name: image
+    global_batch_size: 4
+    bank: {{num_classes: {CLASSES}, positives: 2}}
+    source: {{kind: image, shards: ["{shards}/images-*.tar"], size: 28}}
+  - name: video
+    global_batch_size: 4
+    bank: {{num_classes: {CLASSES}, positives: 2}}
+    source:
+      {{kind: video, shards: ["{shards}/clips-*.tar"], size: 28, clip_frames: 16, num_frames: 4, tokens: 8}}
+train: {{steps: 40}}
+parallel: {{device: cpu}}
+data: {{workers: 1, max_bad_share: 0.3}}
+checkpoint: {{every: 1000}}
+log: {{every: 10, tensorboard: false}}
+""")
+    return path
+
+
+def environment() -> dict[str, str]:
+    hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in hidden}
+    return kept | {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2", "OMP_NUM_THREADS": "1"}
+
+
+def pretrain(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    words = [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, "-m", "launch.pretrain", "--config", str(config), *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.steps=3", "`trian` is not a key of the configuration; did you mean `train`?"),
+        ("heads.video.source.shards=[nowhere/*.tar]", "nowhere/*.tar"),
+        ("model.hidden_size=72", "multiple of 32"),
+        ("parallel.tensor=2", "parallel.tensor=2 does not divide the 1 ranks"),
+        ("run_dir={file}/run", "run_dir="),
+        ("model.init={file}", "cannot be read as a state dict"),
+        ("heads.image.bank.init=none.npy", "heads.image.bank.init=none.npy: there is no such file"),
+        ("heads.image.bank.num_classes=5", "set heads.image.bank.num_classes"),
+    ],
+)
+def test_refused_before_anything_starts(
+    config: Path,
+    override: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.distributed.init_process_group", None)
+    assert launch.pretrain.main(["--config", str(config), "--set", override.format(file=config)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_refusal_is_a_sentence_and_an_exit_code(config: Path) -> None:
+    result = pretrain(config, "train.stepps=3")
+    assert result.returncode == 2
+    assert (
+        result.stderr
+        == "error: --set train.stepps=3: `train.stepps` is not a key of the configuration; did you mean `steps`?\n"
+    )
+
+
+def ranks_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    lines = {child: child.cmdline() for child in psutil.Process(launcher.pid).children(recursive=True)}
+    return [c for c, line in lines.items() if "launch.pretrain" in line and "deepspeed.launcher.launch" not in line]
+
+
+def wait_for(condition: object, seconds: float = 90) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_to_one_rank_stops_all_with_a_checkpoint(config: Path, number: signal.Signals) -> None:
+    """Through the deepspeed launcher; the run then goes on in one process and finishes, and damaged samples are named."""
+    run = config.parent / "run"
+    metrics = run / "metrics.jsonl"
+    command = [*DEEPSPEED, "launch.pretrain", "--config", str(config), "--set", "train.steps=100000"]
+    port = ["--master_port", str(29600 + number)]
+    with subprocess.Popen([DEEPSPEED[0], *port, *command[1:]], cwd=ROOT, env=environment()) as launcher:
+        try:
+            wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 5)
+            family = psutil.Process(launcher.pid).children(recursive=True)
+            ranks_of(launcher)[-1].send_signal(number)
+            assert launcher.wait(60) == 75
+        finally:
+            launcher.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, "nothing of a stopped run survives"
+    stopped = json.loads((run / "exit_status.json").read_text())
+    assert stopped["status"] == "stopped"
+    checkpoint = run / "checkpoints" / f"step_{stopped['step']:08d}"
+    assert (checkpoint / "manifest.json").is_file()
+    if number == signal.SIGUSR1:
+        return
+    result = pretrain(config, f"train.steps={stopped['step'] + 60}")
+    assert result.returncode == 0, result.stderr
+    assert f"resumed from {checkpoint}" in result.stdout.replace("\n", "")
+    assert json.loads((run / "exit_status.json").read_text())["status"] == "finished"
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, stopped["step"] + 61))
+    named = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
+    reasons = {record["sample_id"].split("#")[-1]: record["reason"] for record in named}
+    assert set(reasons) == {"images-0-005", "images-0-007", "clips-0-003"}
+    assert all(reasons.values())
