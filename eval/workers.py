@@ -1,0 +1,56 @@
+"""Work on samples in processes: results in order, bad samples as values, never more in memory than is being waited for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+from megatron_ovenc.data.errors import BadSample
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 4
+"""Samples a process that are worked on or wait to be taken."""
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R | BadSample]:
+    """`function` of every item, in the order of the items.
+
+    Args:
+        function: picklable if `workers` > 1; a `BadSample` that it raises is yielded in the place of its result.
+        items: picklable too; taken only as far ahead as there is work for the processes.
+        workers: processes (fresh interpreters: no locks or devices are inherited); 1 works in this one.
+
+    Raises:
+        BrokenProcessPool: a process was killed, by a lack of memory for instance.
+    """
+    if workers <= 1:
+        for item in items:
+            yield _attempt(function, item)
+        return
+    upcoming = iter(items)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        waiting: deque[Future[R | BadSample]] = deque()
+        for item in islice(upcoming, AHEAD * workers):
+            waiting.append(pool.submit(_attempt, function, item))
+        while waiting:
+            result = waiting.popleft().result()
+            for item in islice(upcoming, 1):
+                waiting.append(pool.submit(_attempt, function, item))
+            yield result
+    finally:
+        # A caller that stops early does not wait for what it will not take.
+        pool.shutdown(cancel_futures=True)
+
+
+def _attempt(function: Callable[[T], R], item: T) -> R | BadSample:
+    try:
+        return function(item)
+    except BadSample as error:
+        return error

@@ -1,0 +1,92 @@
+"""Any vision model of transformers as a feature extractor: frame by frame, averaged over a clip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+DEFAULT_SIZE = 224
+
+
+class FrameEncoder:
+    """A frozen image model; of one that also reads text (CLIP, SigLIP), the vision half."""
+
+    def __init__(
+        self, model: torch.nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
+        """
+        Args:
+            model: takes `pixel_values` [B, 3, size, size].
+            size: side of its pictures.
+            mean, std: per channel, of pixels in 0..1.
+            device: where to compute.
+
+        Raises:
+            ValueError: the model does not take such pictures.
+        """
+        self._model = model.to(device).eval()
+        self._device = device
+        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+        self.size = size
+        try:
+            self.width = int(self([np.zeros((1, size, size, 3), np.uint8)]).shape[1])
+        except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise ValueError(f"the model cannot encode a picture of {size} x {size} pixels: {error}") from error
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device, size: int | None) -> FrameEncoder:
+        """Load from a directory; nothing is downloaded, and no code from it is run.
+
+        Args:
+            directory: as `save_pretrained` writes it; normalisation is its preprocessor's, or else CLIP's.
+            device: where to compute.
+            size: side of the pictures; None takes what the configuration says, or else 224.
+
+        Raises:
+            ValueError: transformers cannot load it, or it is no vision model.
+        """
+        try:
+            model = AutoModel.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ValueError(f"{directory} cannot be loaded by transformers: {error}") from error
+        processor: dict[str, Any] = {}
+        saved = directory / "preprocessor_config.json"
+        if saved.exists():
+            processor = json.loads(saved.read_text(encoding="utf-8"))
+        return cls(
+            getattr(model, "vision_model", model),
+            size=size or _image_size(model.config),
+            mean=processor.get("image_mean", OPENAI_CLIP_MEAN),
+            std=processor.get("image_std", OPENAI_CLIP_STD),
+            device=device,
+        )
+
+    @torch.inference_mode()
+    def __call__(self, samples: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed samples uint8 [T, size, size, 3] of any T >= 1: float32 [B, F], the mean over the frames."""
+        pixels = torch.from_numpy(np.concatenate(samples)).to(self._device).permute(0, 3, 1, 2)
+        output = self._model(pixel_values=(pixels.float() / 255 - self._mean) / self._std)
+        frames = _pooled(output).float().cpu()
+        return torch.stack([part.mean(dim=0) for part in frames.split([len(sample) for sample in samples])]).numpy()
+
+
+def _pooled(output: Any) -> Tensor:
+    """One vector a picture: what the model pools, or the mean of its tokens or feature map."""
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)
+    last = output.last_hidden_state
+    return last.mean(dim=1) if last.ndim == 3 else last.flatten(2).mean(dim=2)
+
+
+def _image_size(config: Any) -> int:
+    size = getattr(getattr(config, "vision_config", config), "image_size", DEFAULT_SIZE)
+    return size if isinstance(size, int) else size[0]
