@@ -2,7 +2,8 @@
 
 The arithmetic is that of ITU-T H.264, 8.4.2.2.1 (luma sample interpolation): half samples by the six-tap filter
 (1, -5, 20, 20, -5, 1) / 32, quarter samples by the rounded mean of two neighbours among integer and half samples. So the
-prediction equals the decoder's own wherever the vector, its reference and an unweighted average are what the encoder used.
+prediction equals the decoder's own wherever the vector, its reference and an unweighted average are what the encoder used, and
+the place it points to lies in the picture.
 """
 
 from dataclasses import dataclass

@@ -42,13 +42,13 @@ def test_motion_is_the_squares_velocity_whatever_the_distance_and_direction_of_r
 
 
 @pytest.mark.parametrize("options", [P_ONLY, PYRAMID], ids=["P", "B"])
-def test_prediction_is_the_decoders_bit_for_bit_at_every_quarter_position(options: dict[str, str]) -> None:
+def test_prediction_is_the_decoders_at_every_quarter_position(options: dict[str, str]) -> None:
     settings = {"x264-params": PREDICTION_ONLY + options["x264-params"]}
     positions: Counter[int] = Counter()
     for seed, velocity in enumerate([(1.25, -0.75), (-0.5, 0.25), (0.25, -1.25), (0.75, 0.5)]):
         clip = encode(panning(10, (128, 144), velocity, seed), options=settings)
         for frame in list(codec.signals(clip))[1:]:
-            # What is left was coded intra, or its residual survived the quantiser after all.
+            # Some residual may survive even this quantiser; FFmpeg does not say where.
             assert (frame.residual == 0).mean() > 0.93, f"{velocity}, frame {frame.index}"
         with av.open(io.BytesIO(clip), mode="r") as container:
             container.streams.video[0].codec_context.flags2 |= av.codec.context.Flags2.export_mvs
