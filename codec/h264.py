@@ -10,7 +10,6 @@ it does not export makes these signals approximate, in five ways:
 - *Sub-8x8 partitions.* Each 8x8 quarter of a macroblock carries the vector of its first partition.
 - *Weighted prediction.* Two predictions are averaged with equal weights, and single ones are not scaled.
 - *Field coding.* Vectors of interlaced macroblocks are read as if they were of frames.
-
 - *Edges.* Beyond the picture its last pixels are repeated; the decoder repeats those of whole macroblocks, which FFmpeg crops.
 
 With one reference, no weights and a progressive stream the interpolation is the decoder's own (see `compensate`): where hardly
