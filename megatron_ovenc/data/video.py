@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 
 import codec
 from codec.source import open_clip, pictures
@@ -36,12 +37,13 @@ def frame_pixels(content: bytes, wanted: np.ndarray, size: int) -> np.ndarray:
     """
     last = int(wanted[-1])
     chosen = set(wanted.tolist())
+    resize = _Resizer(size)
     pixels = []
     try:
         with open_clip(content, _NAME) as clip:
             for index, picture in enumerate(pictures(clip)):
                 if index in chosen:
-                    pixels.append(_resized(picture.frame, size))
+                    pixels.append(resize(picture.frame))
                 if index == last:
                     break
     except codec.CodecError as error:
@@ -56,12 +58,13 @@ def frame_pixels_and_signals(
 ) -> tuple[np.ndarray, list[codec.FrameSignals]]:
     """As `frame_pixels`, with the codec's signals of the same frames, each answering for the skipped ones before it."""
     chosen = set(wanted.tolist())
+    resize = _Resizer(size)
     pixels = []
 
     def signals() -> Iterator[codec.FrameSignals]:
         for frame, found in codec.decode(content, name=_NAME):
             if found.index in chosen:
-                pixels.append(_resized(frame, size))
+                pixels.append(resize(frame))
             yield found
 
     try:
@@ -71,6 +74,15 @@ def frame_pixels_and_signals(
     return np.stack(pixels), described
 
 
-def _resized(frame: av.VideoFrame, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]; the picture is stretched to a square, as saliency grids are."""
-    return frame.to_ndarray(format="rgb24", width=size, height=size, interpolation="BICUBIC")
+class _Resizer:
+    """RGB squares from decoded frames; the filters are set up once a clip, which else costs several times the work itself."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [size, size, 3]; the picture is stretched to a square, as saliency grids are."""
+        side = self._size
+        resized = self._reformatter.reformat(frame, side, side, "rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        return resized.to_ndarray()
