@@ -91,7 +91,7 @@ def extract(
         title: what the progress bar is called.
 
     Raises:
-        ValueError: the model gives features that are not finite.
+        ValueError: the model gives features that are not finite, or `decoded` is of another number of clips.
     """
     if decoded is None:
         decoded = decode(view, dataset, workers=workers)
@@ -140,7 +140,7 @@ def _encode(
     )
     pooled, lengths = np.zeros((count, encoder.width), np.float32), np.zeros(count, np.int64)
     failures = []
-    for batch in _batches(enumerate(decoded), batch_size):
+    for batch in _batches(zip(range(count), decoded, strict=True), batch_size):
         seen = {row: look for row, look in batch if not isinstance(look, BadSample)}
         failures += [
             Failure(path=str(dataset.clips[row].path), reason=str(look))
@@ -149,13 +149,14 @@ def _encode(
         ]
         if not seen:
             continue
-        found, pooled[list(seen)] = encoder(list(seen.values()))
-        for row, one in zip(seen, found, strict=True):
-            if not one.isfinite().all():
+        found, embeddings = encoder(list(seen.values()))
+        for row, one, embedding in zip(seen, found, embeddings, strict=True):
+            half = one.half()
+            if not (half.isfinite().all() and embedding.isfinite().all()):
                 raise ValueError(
-                    f"the model gives features of {dataset.clips[row].path} that are not finite; its weights are damaged"
+                    f"the model's features of {dataset.clips[row].path} are not finite in float16; its weights are damaged"
                 )
-            tokens[row, : len(one)], lengths[row] = one.half().numpy(), len(one)
+            tokens[row, : len(one)], lengths[row], pooled[row] = half.numpy(), len(one), embedding.numpy()
     return Features(
         classes=dataset.classes,
         labels=_labels(dataset),

@@ -46,9 +46,9 @@ class ProbeConfig:
             raise ValueError(f"--lr is {list(self.learning_rates)}; give at least one rate, all above 0")
         if len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"--lr is {list(self.learning_rates)}; give each rate once")
-        for name in ("epochs", "batch_size"):
+        for name, flag in (("epochs", "--epochs"), ("batch_size", "--probe-batch-size")):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(f"{flag} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

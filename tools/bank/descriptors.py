@@ -66,7 +66,7 @@ def clip_descriptor(content: bytes) -> np.ndarray:
     indices = codec.frame_indices(frame_count(content), CLIP_FRAMES)
     pixels, signals = frame_pixels_and_signals(content, indices, PICTURE_SIDE)
     moving = [_in_hundredths(frame) for frame in signals if frame.type != "I" or frame.estimated]
-    camera = [compensate(motion, "similarity") for motion in moving]
+    camera = [_without_camera(motion) for motion in moving]
     parts = [
         (_RAW_WEIGHT, _motion_histogram(moving, by_side=False)),
         (1.0, _motion_histogram(camera, by_side=False)),
@@ -99,6 +99,13 @@ def _edge_histogram(grey: np.ndarray) -> np.ndarray:
 def _in_hundredths(frame: codec.FrameSignals) -> np.ndarray:
     """Every second cell's motion in hundredths of the picture's longer side: [rows, cols, 2]."""
     return frame.motion[::_STEP, ::_STEP] * np.float32(100 / max(frame.height, frame.width))
+
+
+def _without_camera(motion: np.ndarray) -> np.ndarray:
+    """The motion [rows, cols, 2] relative to the background. The camera counts as still where most of the picture is: its
+    motion is fitted to what moves, and that would be the object."""
+    still = np.median(np.abs(motion).sum(axis=-1)) == 0
+    return motion if still else compensate(motion, "similarity")
 
 
 def _motion_histogram(fields: Sequence[np.ndarray], *, by_side: bool) -> np.ndarray:

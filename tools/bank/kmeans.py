@@ -70,8 +70,8 @@ def spherical_kmeans(
 ) -> Clustering:
     """Cluster.
 
-    An empty cluster takes over the point that lies farthest from its centre, of those that are not alone. Ends early when
-    no point changes its cluster.
+    An empty cluster starts again from a point drawn as the seeds were, far from all centres. Ends early when no point changes its
+    cluster.
 
     Args:
         points: N of them.
@@ -88,7 +88,8 @@ def spherical_kmeans(
             f"--concepts is {concepts}, but must be between 1 and the {len(points)} samples that have features; ask for fewer "
             f"concepts or give more samples"
         )
-    centres = _seed(points, concepts, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    centres = _seed(points, concepts, rng)
     owners, cosines = _nearest_one(points, centres)
     repaired = rounds = 0
     while True:
@@ -96,7 +97,8 @@ def spherical_kmeans(
         empty = np.flatnonzero(sizes == 0)
         if rounds >= iterations and (not len(empty) or rounds >= iterations + _EXTRA):
             break
-        moved = _worst(owners, cosines, sizes, len(empty))
+        # A point that is alone in its cluster founds no other.
+        moved = _draw(points, np.where(sizes[owners] == 1, 1, cosines), len(empty), rng)
         for cluster, number, point in zip(empty, moved, points.take(moved), strict=False):
             sums[owners[number]] -= point
             sums[cluster] = point
@@ -151,21 +153,6 @@ def _sums(points: Points, owners: np.ndarray, concepts: int) -> tuple[np.ndarray
     return sums, np.bincount(owners, minlength=concepts)
 
 
-def _worst(owners: np.ndarray, cosines: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` points to found new clusters with: farthest from their centres first, no cluster giving its last."""
-    if count == 0:
-        return np.empty(0, np.int64)
-    left = sizes.copy()
-    chosen: list[int] = []
-    for number in np.argsort(cosines, kind="stable"):
-        if left[owners[number]] > 1:
-            left[owners[number]] -= 1
-            chosen.append(int(number))
-            if len(chosen) == count:
-                break
-    return np.array(chosen, np.int64)
-
-
 def _unit_or(sums: np.ndarray, fallback: np.ndarray) -> np.ndarray:
     """Rows brought to unit length; those that cancel out, or are empty, keep their old direction."""
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -188,15 +175,15 @@ def _seed(points: Points, concepts: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _draw(points: Points, cosines: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `wanted` further seeds, at least one while any point differs from all seeds: int64 numbers of points.
+    """Up to `wanted` further centres, at least one while any point differs from all centres: int64 numbers of points.
 
-    Candidates are drawn by their distance from the seeds before this pass and then accepted with the probability by which
+    Candidates are drawn by their distance from the centres before this pass and then accepted with the probability by which
     those of this pass have shortened it, which is what drawing one after the other would do.
     """
     distances = 1.0 - cosines.astype(np.float64)
     distances[distances < _SAME] = 0
     mass = np.cumsum(distances)
-    if mass[-1] == 0:
+    if wanted == 0 or mass[-1] == 0:
         return np.empty(0, np.int64)
     drawn = np.searchsorted(mass, rng.random(2 * wanted) * mass[-1], side="right").clip(0, len(mass) - 1)
     candidates = points.take(drawn)

@@ -1,0 +1,113 @@
+"""The attentive probe: its formula, that it learns, and that validation judges every clip exactly once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from eval.attentive_probe import evaluate, select
+from eval.probe import AttentiveProbe
+from eval.probe_training import ProbeConfig, predict
+from tests.eval.toys import features
+
+CPU = torch.device("cpu")
+TOY = ProbeConfig(learning_rates=(1e-5, 3e-3), epochs=6, batch_size=8)
+
+
+def test_learns_a_separable_set_and_judges_an_odd_one_exactly_once() -> None:
+    train = features(np.arange(120) % 4, classes=4, seed=0, unanswered=(5, 6))
+    val = features(np.arange(37) % 4, classes=4, seed=1, unanswered=(36,))
+    slow, fast = evaluate(train, val, TOY, device="cpu")
+    assert (slow.lr, fast.lr) == TOY.learning_rates
+    for run in (slow, fast):
+        assert len(run.epochs) == 6
+        assert all((scores.samples, scores.unanswered) == (37, 1) for scores in run.epochs)
+    assert fast.last.correct1 == 36
+    assert slow.last.correct1 < 30
+    assert select((slow, fast)) is fast
+    assert fast.best.correct1 == max(scores.correct1 for scores in fast.epochs)
+    assert fast.epochs[fast.best_epoch - 1] == fast.best
+
+
+def test_same_seed_same_result_and_rates_do_not_disturb_each_other() -> None:
+    train = features(np.arange(41) % 3, classes=3, seed=0)
+    val = features(np.arange(13) % 3, classes=3, seed=1)
+    config = ProbeConfig(learning_rates=(1e-3, 3e-3), epochs=2, batch_size=8)
+    both = evaluate(train, val, config, device="cpu")
+    assert evaluate(train, val, config, device="cpu") == both
+    alone = evaluate(train, val, ProbeConfig(learning_rates=(3e-3,), epochs=2, batch_size=8), device="cpu")
+    assert alone == both[1:]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])
+def test_predictions_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    val = features(np.arange(13) % 3, classes=3, seed=1, unanswered=(0, 7))
+    torch.manual_seed(0)
+    probe = AttentiveProbe(16, 3)
+    torch.nn.init.normal_(probe.classifier.weight)
+    found = predict(probe, val, batch_size=batch_size, device=CPU)
+    for row in range(13):
+        tokens = torch.from_numpy(val.tokens[row : row + 1, : val.lengths[row]]).float()
+        with torch.inference_mode():
+            expected = probe(tokens, torch.tensor([tokens.shape[1]]))[0] if val.lengths[row] else torch.zeros(3)
+        assert np.allclose(found[row], expected, atol=1e-5)
+
+
+def test_forward_is_the_published_formula() -> None:
+    torch.manual_seed(0)
+    probe = AttentiveProbe(128, 3)
+    assert probe.attention.num_heads == 2
+    assert probe.mlp[0].out_features == 512
+    tokens = torch.randn(2, 4, 128)
+    attention = probe.attention
+    q, k, v = (
+        part.unflatten(-1, (2, 64)).transpose(1, 2)
+        for part in (
+            F.linear(x, weight, bias)
+            for x, weight, bias in zip(
+                (probe.probe.expand(2, -1, -1), tokens, tokens),
+                attention.in_proj_weight.chunk(3),
+                attention.in_proj_bias.chunk(3),
+                strict=True,
+            )
+        )
+    )
+    weights = (q @ k.transpose(2, 3) / 8).softmax(dim=-1)
+    pooled = attention.out_proj((weights @ v).transpose(1, 2).flatten(2))[:, 0]
+    normed = pooled * (pooled.square().mean(dim=-1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt()
+    hidden = pooled + probe.mlp[2](F.gelu(probe.mlp[0](normed)))
+    expected = probe.classifier(F.layer_norm(hidden, (128,)))
+    assert torch.allclose(probe(tokens, torch.tensor([4, 4])), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(32, 1), (64, 1), (96, 1), (160, 2), (224, 2), (1024, 16)])
+def test_heads_divide_the_width(width: int, heads: int) -> None:
+    assert AttentiveProbe(width, 2).attention.num_heads == heads
+
+
+def test_the_first_answer_is_nearly_uniform() -> None:
+    logits = AttentiveProbe(64, 5)(torch.randn(3, 7, 64), torch.full((3,), 7))
+    assert logits.abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rates": ()}, "--lr"),
+        ({"learning_rates": (0.0,)}, "--lr"),
+        ({"learning_rates": (1e-3, 1e-3)}, "each rate once"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"batch_size": 0}, "--probe-batch-size is 0"),
+    ],
+)
+def test_wrong_settings(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProbeConfig(**changes)
+
+
+def test_nothing_to_learn_from() -> None:
+    broken = features(np.arange(2), classes=2, seed=0, unanswered=(0, 1))
+    with pytest.raises(ValueError, match="no training clip"):
+        evaluate(broken, broken, TOY, device="cpu")
