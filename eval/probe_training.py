@@ -133,8 +133,8 @@ def predict(probe: AttentiveProbe, features: Features, *, batch_size: int, devic
     return logits
 
 
-class _Learner:
-    """One probe and its optimizer."""
+class Learner:
+    """One probe, its learning rate and its optimizer."""
 
     def __init__(self, probe: AttentiveProbe, lr: float, config: ProbeConfig) -> None:
         self.probe, self.lr, self._config = probe, lr, config
@@ -153,11 +153,11 @@ class _Learner:
         self._optimizer.step()
 
 
-def _learners(train: Features, config: ProbeConfig, device: torch.device) -> list[_Learner]:
+def _learners(train: Features, config: ProbeConfig, device: torch.device) -> list[Learner]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         first = AttentiveProbe(train.tokens.shape[-1], len(train.classes))
-    return [_Learner(deepcopy(first).to(device), lr, config) for lr in config.learning_rates]
+    return [Learner(deepcopy(first).to(device), lr, config) for lr in config.learning_rates]
 
 
 def _batch(features: Features, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from eval.attentive_probe import evaluate, select
 from eval.probe import AttentiveProbe
-from eval.probe_training import ProbeConfig, predict
+from eval.probe_training import FINAL_LR, Learner, ProbeConfig, predict
 from tests.eval.toys import features
 
 CPU = torch.device("cpu")
@@ -39,6 +41,29 @@ def test_same_seed_same_result_and_rates_do_not_disturb_each_other() -> None:
     assert evaluate(train, val, config, device="cpu") == both
     alone = evaluate(train, val, ProbeConfig(learning_rates=(3e-3,), epochs=2, batch_size=8), device="cpu")
     assert alone == both[1:]
+
+
+def test_steps_are_those_of_a_plain_training_loop() -> None:
+    config = ProbeConfig(learning_rates=(0.1,), clip_norm=0.01, label_smoothing=0.2)
+    torch.manual_seed(0)
+    probe = AttentiveProbe(16, 3)
+    plain = deepcopy(probe)
+    learner = Learner(probe, 0.1, config)
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0)
+    for progress in (0.0, 0.25, 0.5, 0.75):
+        tokens, labels = torch.randn(4, 5, 16), torch.tensor([0, 1, 2, 0])
+        learner.step(tokens, torch.full((4,), 5), labels, progress=progress)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - progress) + FINAL_LR * progress
+        logs = plain(tokens, torch.full((4,), 5)).log_softmax(dim=-1)
+        targets = 0.8 * F.one_hot(labels, 3) + 0.2 / 3
+        parameters = list(plain.parameters())
+        gradients = torch.autograd.grad(-(targets * logs).sum() / 4, parameters)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient * (0.01 / (norm + 1e-6)).clamp(max=1)
+        optimizer.step()
+    for ours, theirs in zip(probe.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])

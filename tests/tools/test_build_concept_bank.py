@@ -60,7 +60,8 @@ def test_planted_clusters_are_recovered(block: int, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(found.centres, again.centres)
 
 
-def test_centres_are_the_mean_directions_and_the_nearest_come_first() -> None:
+def test_centres_are_the_mean_directions_and_the_nearest_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "BLOCK", 64)
     matrix, _ = planted(5, 30, noise=0.2)
     points = everything(matrix)
     found = spherical_kmeans(points, 5, iterations=100, seed=1)
@@ -70,7 +71,8 @@ def test_centres_are_the_mean_directions_and_the_nearest_come_first() -> None:
         mean = unit[cosines.argmax(axis=1) == cluster].sum(axis=0)
         assert np.allclose(found.centres[cluster], mean / np.linalg.norm(mean), atol=1e-4)
     assert found.mean_cosine == pytest.approx(cosines.max(axis=1).mean(), abs=1e-5)
-    [(_, near, values)] = nearest(points, found.centres, 3)
+    parts = [(near, values) for _, near, values in nearest(points, found.centres, 3)]
+    near, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     assert np.array_equal(near, np.argsort(-cosines, axis=1)[:, :3])
     assert np.allclose(values, -np.sort(-cosines, axis=1)[:, :3], atol=1e-5)
 
