@@ -202,17 +202,17 @@ def top1(answer: Path) -> float:
 def reload_as_a_stranger(output: Path) -> float:
     """Largest difference between the trainer's encoder and the exported directory in a process that knows no more."""
     model, published = read_weights(output / "run")
-    with solo_topology() as topology:
-        encoder = build_encoder(model, published, str(output / "run"), topology)
     inputs = random_inputs(model.patch_size)
+    with solo_topology() as topology:
+        ours = forward(build_encoder(model, published, str(output / "run"), topology), inputs)
     with tempfile.TemporaryDirectory() as elsewhere:
-        folder, script = Path(elsewhere), Path(__file__).with_name("reload_exported.py")
-        save_file(inputs, folder / "inputs.safetensors")
+        files = [Path(elsewhere) / name for name in ("inputs.safetensors", "outputs.safetensors")]
+        save_file(inputs, files[0])
         environment = os.environ | {"HF_HOME": elsewhere, "HF_HUB_OFFLINE": "1"}
-        files = [str(folder / "inputs.safetensors"), str(folder / "outputs.safetensors")]
-        command = [sys.executable, "-I", str(script), str((output / "packed").resolve()), *files]
-        subprocess.run(command, env=environment, cwd=elsewhere, check=True)
-        return largest_difference(forward(encoder, inputs), load_file(files[1]))
+        script = Path(__file__).with_name("reload_exported.py")
+        command = [sys.executable, "-I", script, (output / "packed").resolve(), *files]
+        subprocess.run([str(word) for word in command], env=environment, cwd=elsewhere, check=True)
+        return largest_difference(ours, load_file(files[1]))
 
 
 def summarise(stages: Stages, output: Path, config: RunConfig, summary: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""Render the demo's data: clips of one object moving over a photograph under a panning camera, and crops of photographs.
+"""Render the demo's data: a ball that is shaken, swung or turned over photographs under a panning camera, and photographs.
 
     python -m tools.demo_data --output data --clips 320 --images 320 --seed 0 --workers 2
 
     data/clips/{train,val}/<motion>/00000.mp4      64 frames of 112 x 112 at 30 fps, H.264 and HEVC in turn, GOP 16
     data/images/{train,val}/<photograph>/00000.jpg
 
-A clip's class is how its object moves relative to the background. Object, background and pan are drawn alike for every class, so
-neither a frame nor the picture's own motion tells it. The photographs come with scikit-image; nothing is downloaded.
+A clip's class is how its ball moves relative to the background. Ball, background, pan, speed and place are drawn alike for every
+class, so a still frame without blur does not tell it. The shutter is open all the time, as in dim light: motion also leaves
+streaks. Backgrounds are grey, the ball is the one thing in colour: a laptop's training of a few minutes has no time for more.
+The photographs come with scikit-image; nothing is downloaded.
 The same seed gives the same files; train and val are different draws.
 """
 
@@ -22,7 +24,7 @@ from fractions import Fraction
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -32,7 +34,8 @@ from rich.progress import track
 
 from megatron_ovenc.data.order import generator
 
-MOTIONS = ("left", "right", "up", "down", "clockwise", "counterclockwise", "growing", "shrinking")
+MOTIONS = ("across", "upright", "falling", "rising", "circling", "pulsing", "turning", "resting")
+"""Shaken along the rows, the columns, either diagonal; swung in a circle; blown up and let down; turned to and fro; left alone."""
 PHOTOGRAPHS = (
     "astronaut",
     "brick",
@@ -57,10 +60,12 @@ SIDE = 112
 IMAGE_SIDE = 160
 FRAME_RATE = 30
 VAL_SHARE = 0.25
-_OBJECT_SIDE = 36
+_BALL_SIDE = 36
 _PAN = 0.35
 """Pixels a frame that the camera moves at most along either axis."""
 _MARGIN = math.ceil(_PAN * FRAMES)
+_EXPOSURES = 5
+"""Instants that a frame is the mean of."""
 
 _ENCODERS = {
     "libx264": {"preset": "veryfast", "crf": "20", "x264-params": "keyint=16:min-keyint=16:scenecut=0:bframes=0:ref=1"},
@@ -71,16 +76,15 @@ _ENCODERS = {
     },
 }
 
-Point: TypeAlias = tuple[float, float]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where the object is in one frame: its centre relative to the background, and its size relative to how it was cut out."""
+    """Where the ball is at one instant, relative to where it rests: pixels to the right and down, size, degrees turned."""
 
-    x: float
-    y: float
-    scale: float
+    x: float = 0.0
+    y: float = 0.0
+    scale: float = 1.0
+    angle: float = 0.0
 
 
 def render(output: Path, *, clips: int, images: int, seed: int, workers: int) -> None:
@@ -143,21 +147,27 @@ def crop(name: str, side: int, rng: np.random.Generator) -> Image.Image:
 
 def draw_clip(motion: str, rng: np.random.Generator) -> Iterator[Image.Image]:
     """The frames of one clip."""
-    behind, front = rng.choice(PHOTOGRAPHS, size=2, replace=False)
-    background = crop(behind, SIDE + 2 * _MARGIN, rng)
-    cutout = _object(front, rng)
+    background = crop(PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))], SIDE + 2 * _MARGIN, rng).convert("L").convert("RGB")
+    ball, middle = _ball(), SIDE / 2 + rng.uniform(-18, 18, size=2)
+    amplitude, period, phase = rng.uniform(9, 14), rng.uniform(6, 9), rng.uniform(0, 2 * math.pi)
     pan = rng.uniform(-_PAN, _PAN, size=2)
-    for frame, placement in enumerate(_path(motion, rng)):
+    for frame in range(FRAMES):
         # The camera is over the background's middle half-way through the clip.
         camera_x, camera_y = pan * (frame - (FRAMES - 1) / 2)
-        picture = background.transform(
+        behind = background.transform(
             (SIDE, SIDE),
             Image.Transform.AFFINE,
             (1, 0, _MARGIN + camera_x, 0, 1, _MARGIN + camera_y),
             Image.Resampling.BILINEAR,
         )
-        _paste(picture, cutout, placement.x - camera_x, placement.y - camera_y, placement.scale)
-        yield picture
+        light = np.zeros((SIDE, SIDE, 3), np.float32)
+        for exposure in range(_EXPOSURES):
+            turns = (frame + exposure / _EXPOSURES) / period
+            at = _placement(motion, amplitude, phase + 2 * math.pi * turns)
+            picture = behind.copy()
+            _paste(picture, ball, middle[0] + at.x - camera_x, middle[1] + at.y - camera_y, at)
+            light += np.asarray(picture)
+        yield Image.fromarray(np.rint(light / _EXPOSURES).astype(np.uint8))
 
 
 def encode(path: Path, frames: Iterator[Image.Image], encoder: str) -> None:
@@ -174,57 +184,48 @@ def encode(path: Path, frames: Iterator[Image.Image], encoder: str) -> None:
         container.mux(stream.encode(None))
 
 
-def _path(motion: str, rng: np.random.Generator) -> Iterator[Placement]:
-    """The object's course relative to the background; all have the same middle and size on average."""
-    middle_x, middle_y = SIDE / 2 + rng.uniform(-14, 14, size=2)
-    speed = rng.uniform(0.5, 0.9)
-    phase = rng.uniform(0, 2 * math.pi)
-    sign = -1 if motion in ("left", "up", "counterclockwise", "shrinking") else 1
-    for frame in range(FRAMES):
-        # From -1/2 to 1/2 over the clip, backwards for the motions that are the others' reverse.
-        time = sign * (frame / (FRAMES - 1) - 0.5)
-        x, y, scale = middle_x, middle_y, 1.0
-        match motion:
-            case "left" | "right":
-                x += speed * FRAMES * time
-            case "up" | "down":
-                y += speed * FRAMES * time
-            case "clockwise" | "counterclockwise":
-                # One turn, half as fast again as the others for a circle one can see. y points down: growing angles turn clockwise.
-                radius = 1.5 * speed * FRAMES / (2 * math.pi)
-                x += radius * math.cos(phase + 2 * math.pi * time)
-                y += radius * math.sin(phase + 2 * math.pi * time)
-            case "growing" | "shrinking":
-                scale *= 2.0 ** (2 * speed * time)
-        yield Placement(x=x, y=y, scale=scale)
+def _placement(motion: str, amplitude: float, phase: float) -> Placement:
+    """The ball at a phase of its swing, in radians. y points down."""
+    swing, cross = math.sin(phase), math.cos(phase)
+    match motion:
+        case "across":
+            return Placement(x=amplitude * swing)
+        case "upright":
+            return Placement(y=amplitude * swing)
+        case "falling":
+            return Placement(x=amplitude * swing / math.sqrt(2), y=amplitude * swing / math.sqrt(2))
+        case "rising":
+            return Placement(x=amplitude * swing / math.sqrt(2), y=-amplitude * swing / math.sqrt(2))
+        case "circling":
+            return Placement(x=amplitude * cross, y=amplitude * swing)
+        case "pulsing":
+            return Placement(scale=1 + 0.35 * swing)
+        case "turning":
+            return Placement(angle=50 * swing)
+    return Placement()
 
 
-def _object(name: str, rng: np.random.Generator) -> Image.Image:
-    """A disc, square or diamond cut from a photograph, with a border that keeps it apart from any background: RGBA."""
-    side = 2 * _OBJECT_SIDE
-    picture = crop(name, side, rng).convert("RGBA")
-    mask = Image.new("L", (side, side))
-    corners: list[Point] = [(side / 2, 1), (side - 2, side / 2), (side / 2, side - 2), (1, side / 2)]
-    colour = tuple(int(value) for value in rng.integers(0, 256, size=3))
-    shape = rng.integers(3)
-    for canvas, fill, line in ((ImageDraw.Draw(mask), 255, 255), (ImageDraw.Draw(picture), None, colour)):
-        if shape == 0:
-            canvas.ellipse((1, 1, side - 2, side - 2), fill=fill, outline=line, width=4)
-        elif shape == 1:
-            canvas.rectangle((8, 8, side - 9, side - 9), fill=fill, outline=line, width=4)
-        else:
-            canvas.polygon(corners, fill=fill, outline=line, width=4)
+@cache
+def _ball() -> Image.Image:
+    """A beach ball at twice its size, on nothing: RGBA."""
+    side = 2 * _BALL_SIDE
+    picture, mask = Image.new("RGBA", (side, side), (255, 0, 60, 255)), Image.new("L", (side, side))
+    box = (1, 1, side - 2, side - 2)
+    for start in range(0, 360, 90):
+        ImageDraw.Draw(picture).pieslice(box, start, start + 45, fill=(255, 255, 0, 255))
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
     picture.putalpha(mask)
     return picture
 
 
-def _paste(picture: Image.Image, cutout: Image.Image, x: float, y: float, scale: float) -> None:
-    """Draw the cutout, at `scale` times the object's side, with its centre at (x, y) in pixels."""
-    zoom = cutout.width / (_OBJECT_SIDE * scale)
-    left, top = cutout.width / 2 - zoom * x, cutout.height / 2 - zoom * y
-    layer = cutout.transform(
-        picture.size, Image.Transform.AFFINE, (zoom, 0, left, 0, zoom, top), Image.Resampling.BILINEAR
-    )
+def _paste(picture: Image.Image, ball: Image.Image, x: float, y: float, at: Placement) -> None:
+    """Draw the ball with its centre at (x, y) in pixels, as large and as far turned as `at` says."""
+    zoom = ball.width / (_BALL_SIDE * at.scale)
+    cos, sin = zoom * math.cos(math.radians(at.angle)), zoom * math.sin(math.radians(at.angle))
+    half = ball.width / 2
+    # Maps a pixel of the picture to one of the ball: a turn and a zoom about the two centres.
+    back = (cos, sin, half - cos * x - sin * y, -sin, cos, half + sin * x - cos * y)
+    layer = ball.transform(picture.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
     picture.paste(layer, (0, 0), layer)
 
 

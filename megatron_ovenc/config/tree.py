@@ -95,7 +95,8 @@ class BankConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModesConfig:
-    """How a video head turns clips into patches: exact shares of each global micro-batch, in seeded positions."""
+    """How a video head turns clips into patches: shares of each global micro-batch (exact where they divide it, else rounded
+    up or down so that the mean is right), in seeded positions."""
 
     codec: float = 0.5
     """Share of clips fed as the `tokens` most salient patches of all frames."""
