@@ -172,22 +172,14 @@ def probe(stages: Stages, output: Path, config: RunConfig) -> dict[str, float]:
     source = video_source(config)
     results = {}
     for name, label in (("untrained", "untrained"), ("packed", "trained")):
-        stages.title(f"probe the {label} encoder on held-out clips")
-        clips = ("--train", output / "data/clips/train", "--val", output / "data/clips/val")
-        view = (
-            "--view",
-            "codec",
-            "--tokens",
-            str(source.tokens),
-            "--i-frames",
-            source.i_frames,
-            "--size",
-            str(source.size),
-        )
+        stages.title(f"probe the {label} encoder: a few labelled clips, then held-out ones")
+        clips = ("--train", output / "data/clips/probe", "--val", output / "data/clips/val")
+        size = ("--size", str(source.size), "--tokens", str(source.tokens), "--i-frames", source.i_frames)
+        view = ("--view", "codec", *size)
         common = ("--model", output / name, *clips, *view, "--workers", "2", "--cache", output / "features" / label)
         for command, key in (("attentive_probe", "probe"), ("knn", "knn")):
             answer = output / f"{key}_{label}.json"
-            options = ("--epochs", "20", "--lr", "1e-3") if command == "attentive_probe" else ("--k", "10")
+            options = ("--epochs", "30", "--lr", "1e-3") if command == "attentive_probe" else ("--k", "5")
             stages.run(sys.executable, "-m", f"eval.{command}", *common, *options, "--output", answer)
             results[f"{key}_top1_{label}"] = top1(answer)
     return results
@@ -221,7 +213,9 @@ def summarise(stages: Stages, output: Path, config: RunConfig, summary: dict[str
     clip = sorted((output / "data/clips/val").rglob("*.mp4"))[0]
     picture = output / "selected_patches.gif"
     source = video_source(config)
-    stages.run(sys.executable, "-m", "codec", "render", clip, "-o", picture, "--budget", str(source.tokens))
+    side = source.size // config.model.patch_size
+    selection = ("--grid", f"{side}x{side}", "--budget", str(source.tokens), "--policy", source.i_frames)
+    stages.run(sys.executable, "-m", "codec", "render", clip, "-o", picture, *selection)
     summary["seconds"] = round(time.monotonic() - stages.started)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     facts = ("--facts", output / "summary.json", "--picture", picture)
@@ -242,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("output/demo"), help="directory to make; replaced if it exists"
     )
-    parser.add_argument("--clips", type=int, default=480, help="clips to render, a quarter of them held out")
+    parser.add_argument("--clips", type=int, default=480, help="clips to render")
     parser.add_argument("--images", type=int, default=384, help="pictures to cut")
     options = parser.parse_args(argv)
     output: Path = options.output

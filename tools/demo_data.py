@@ -2,14 +2,14 @@
 
     python -m tools.demo_data --output data --clips 320 --images 320 --seed 0 --workers 2
 
-    data/clips/{train,val}/<motion>/00000.mp4      64 frames of 112 x 112 at 30 fps, H.264 and HEVC in turn, GOP 16
-    data/images/{train,val}/<photograph>/00000.jpg
+    data/clips/{train,probe,val}/<motion>/00000.mp4      64 frames of 112 x 112 at 30 fps, H.264 and HEVC in turn, GOP 16
+    data/images/{train,probe,val}/<photograph>/00000.jpg
 
 A clip's class is how its ball moves relative to the background. Ball, background, pan, speed and place are drawn alike for every
 class, so a still frame without blur does not tell it. The shutter is open all the time, as in dim light: motion also leaves
 streaks. Backgrounds are grey, the ball is the one thing in colour: a laptop's training of a few minutes has no time for more.
 The photographs come with scikit-image; nothing is downloaded.
-The same seed gives the same files; train and val are different draws.
+The same seed gives the same files; train, probe and val are different draws.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ SIDE = 112
 """Of a clip, pixels."""
 IMAGE_SIDE = 160
 FRAME_RATE = 30
-VAL_SHARE = 0.25
+PROBE_SHARE, VAL_SHARE = 2 / 15, 0.2
+"""Of the clips: few with labels, for probes, and those that are held out. The rest is for training, which reads no class."""
 _BALL_SIDE = 36
 _PAN = 0.35
 """Pixels a frame that the camera moves at most along either axis."""
@@ -92,7 +93,7 @@ def render(output: Path, *, clips: int, images: int, seed: int, workers: int) ->
 
     Args:
         output: created if missing; files that are there are written anew.
-        clips: number of clips, a quarter of them for val.
+        clips: number of clips of all splits.
         images: number of images, likewise.
         seed: of everything that is drawn.
         workers: processes.
@@ -110,8 +111,8 @@ def render(output: Path, *, clips: int, images: int, seed: int, workers: int) ->
 
 def _jobs(folder: Path, count: int, classes: Sequence[str], suffix: str, seed: int) -> Iterator[tuple[Path, int, int]]:
     """Path, class number and seed of every file."""
-    val = round(count * VAL_SHARE)
-    for split, size in (("train", count - val), ("val", val)):
+    probe, val = round(count * PROBE_SHARE), round(count * VAL_SHARE)
+    for split, size in (("train", count - probe - val), ("probe", probe), ("val", val)):
         for number in range(size):
             label, turn = number % len(classes), number // len(classes)
             yield folder / split / classes[label] / f"{turn:05d}{suffix}", label, seed

@@ -18,13 +18,13 @@ from tools.demo_data import FRAMES, MOTIONS, SIDE, draw_clip, render
 def rendered(tmp_path_factory) -> Path:
     pytest.importorskip("skimage")
     folder = tmp_path_factory.mktemp("demo")
-    render(folder, clips=22, images=4, seed=3, workers=1)
+    render(folder, clips=24, images=4, seed=3, workers=1)
     return folder
 
 
 def test_both_codecs_and_all_classes_are_there(rendered):
     clips = sorted((rendered / "clips").rglob("*.mp4"))
-    assert Counter(path.parts[-3] for path in clips) == {"train": 16, "val": 6}
+    assert Counter(path.parts[-3] for path in clips) == {"train": 16, "probe": 3, "val": 5}
     assert Counter(path.parts[-2] for path in clips if path.parts[-3] == "train") == dict.fromkeys(MOTIONS, 2)
     assert len(list((rendered / "images").rglob("*.jpg"))) == 4
     for name, expected in (("00000", "h264"), ("00001", "hevc")):
