@@ -164,7 +164,11 @@ def video_source(config: RunConfig) -> SourceConfig:
 
 
 def probe(stages: Stages, output: Path, config: RunConfig) -> dict[str, float]:
-    """Attentive probe and k-NN on held-out clips, of the trained encoder and of its initial weights."""
+    """k-NN and attentive probe on held-out clips, of the trained encoder and of its initial weights.
+
+    k-NN counts as the probe: it trains nothing, so it can only find what is in the encoder. The attentive probe is a small
+    transformer layer of its own; it is reported beside it.
+    """
     stages.title("pack the trained encoder and its initial weights for Hugging Face")
     for weights, name in ((output / "run", "packed"), (output / "run" / "config.yaml", "untrained")):
         where = ("--checkpoint", weights, "--output", output / name, "--image-size", "112")
@@ -177,7 +181,7 @@ def probe(stages: Stages, output: Path, config: RunConfig) -> dict[str, float]:
         size = ("--size", str(source.size), "--tokens", str(source.tokens), "--i-frames", source.i_frames)
         view = ("--view", "codec", *size)
         common = ("--model", output / name, *clips, *view, "--workers", "2", "--cache", output / "features" / label)
-        for command, key in (("attentive_probe", "probe"), ("knn", "knn")):
+        for command, key in (("knn", "probe"), ("attentive_probe", "attentive_probe")):
             answer = output / f"{key}_{label}.json"
             options = ("--epochs", "30", "--lr", "1e-3") if command == "attentive_probe" else ("--k", "5")
             stages.run(sys.executable, "-m", f"eval.{command}", *common, *options, "--output", answer)
