@@ -27,12 +27,19 @@ def imported(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_to_checkpoint_and_back(golden: Path, imported: Path, tmp_path: Path) -> None:
     assert pack_model.pack(imported, tmp_path / "packed", image_size=56) <= 1e-5
-    before, after = load_file(golden / "tiny" / "model.safetensors"), load_file(tmp_path / "packed" / "model.safetensors")
+    before, after = (
+        load_file(golden / "tiny" / "model.safetensors"),
+        load_file(tmp_path / "packed" / "model.safetensors"),
+    )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     written = json.loads((tmp_path / "packed" / "config.json").read_text())
     published = json.loads((golden / "tiny" / "config.json").read_text())
-    assert all(written[key] == published[key] for key in published if key not in ("dtype", "transformers_version", "architectures"))
+    assert all(
+        written[key] == published[key]
+        for key in published
+        if key not in ("dtype", "transformers_version", "architectures")
+    )
     assert set(written["auto_map"]) >= {"AutoConfig", "AutoModel"}
 
 
@@ -85,7 +92,15 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 
 def test_command_line_errors(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.pack_model", "--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.pack_model",
+        "--checkpoint",
+        str(tmp_path / "none"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert result.returncode == 2
     assert "is neither a Hugging Face directory" in result.stderr
