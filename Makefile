@@ -15,10 +15,10 @@ demo: $(VENV)/installed
 	$(RUN) python -m tools.demo --output output/demo
 
 test: $(VENV)/installed test-hf4
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -p no:warnings --durations=8
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest --disable-warnings --durations=8
 
 test-hf4: $(TF4)/installed
-	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest -p no:warnings tests/onevision_encoder
+	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest --disable-warnings tests/onevision_encoder
 
 lint: $(VENV)/installed
 	$(RUN) ruff check . && ruff format --check . && mypy megatron_ovenc onevision_encoder codec launch eval tools
