@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_ovenc.config import RunConfig, TrainConfig, dump
 from megatron_ovenc.model.published import to_published_config
 from megatron_ovenc.parallel.rectangle import Rectangle
-from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
+from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_path
 from megatron_ovenc.train.weights import read_weights
 from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
 from tools.compare import (
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tell_assumed_heads(options.input, options.num_heads)
     try:
         written, difference = import_model(options.input, options.output, options.num_heads)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options.input} -> {written}: largest difference of a forward pass {difference:.2e}")

@@ -21,7 +21,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ _NAME = re.compile(r"step_(\d{8})")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or does not belong to this run; the message says which and why."""
+    """A checkpoint cannot be read or written; the message says which and why."""
 
 
 _METADATA_CLASSES = {
@@ -114,6 +114,11 @@ def read_scalars(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text())
 
 
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -171,22 +176,36 @@ class Checkpointer:
         final = checkpoint_path(self.directory, scalars["step"])
         partial = final.with_suffix(".tmp")
         rank = dist.get_rank()
-        if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier(group=self._group)
-        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
+        self._together(lambda: _make_empty(partial) if rank == 0 else None)
+        try:
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
+        except dcp.api.CheckpointException as error:
+            # Raised on every rank, with all ranks' failures; not an Exception by inheritance.
+            raise CheckpointError(f"{partial} could not be written: {error}") from error
+        facts = self._together(lambda: self._record(partial, scalars, rank))
+        merged = {name: fact for part in facts for name, fact in part.items()}
+        self._together(lambda: self._publish(partial, final, merged) if rank == 0 else None)
+
+    def _together(self, action: Callable[[], Any]) -> list[Any]:
+        """Do something on every rank; results in rank order. If it fails on any rank, CheckpointError on all of them."""
+        result, failure = None, None
+        try:
+            result = action()
+        except OSError as error:
+            failure = f"rank {dist.get_rank()}: {error}"
+        gathered: list[tuple[Any, str | None]] = [(None, None)] * dist.get_world_size()
+        dist.all_gather_object(gathered, (result, failure), group=self._group)  # over all ranks: none may wait alone
+        if failures := [text for _, text in gathered if text]:
+            raise CheckpointError("; ".join(failures))
+        return [value for value, _ in gathered]
+
+    def _record(self, partial: Path, scalars: dict[str, Any], rank: int) -> dict[str, Any]:
+        """Size and hash of the files this rank answers for: those DCP named after it, and on rank 0 those of all."""
         if rank == 0:
             (partial / "state.json").write_text(json.dumps(scalars, indent=1))
             (partial / "config.yaml").write_text(self.config_text)
-        # DCP names a rank's files __<rank>_<n>.distcp; rank 0 also answers for those that belong to all.
-        mine = [f for f in partial.iterdir() if (f.name.startswith(f"__{rank}_") or (rank == 0 and f.name[:2] != "__"))]
-        facts = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in mine}
-        gathered: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, facts, group=self._group)
-        if rank == 0:
-            self._publish(partial, final, {name: fact for part in gathered for name, fact in part.items()})
-        dist.barrier(group=self._group)
+        mine = [f for f in partial.iterdir() if f.name.startswith(f"__{rank}_") or (rank == 0 and f.name[:2] != "__")]
+        return {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in mine}
 
     def _publish(self, partial: Path, final: Path, files: dict[str, Any]) -> None:
         manifest = partial / MANIFEST

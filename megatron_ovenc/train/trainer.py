@@ -9,7 +9,7 @@ One backward a head keeps one head's activations alive at a time; gradients are 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from megatron_ovenc.model.flops import training_flops
 from megatron_ovenc.parallel.device import memory_peak_bytes
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.gradients import global_norm, scale_gradients, sum_partial_gradients
-from megatron_ovenc.train.checkpoint import Checkpointer
+from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError
 from megatron_ovenc.train.faults import StopSignals, TrainingError
 from megatron_ovenc.train.metrics import MetricsWriter, StepMetrics
 from megatron_ovenc.train.schedule import Schedule
@@ -131,18 +131,27 @@ class Trainer:
 
         A failed save of a running job is loud but not fatal: the next one may succeed. A failed final save raises.
         """
-        try:
-            if self._saved_step != self.state.step:
-                self.checkpointer.save(self.state.tensors(), self.state.scalars())
+        self._loudly(self.checkpointer.wait)  # a save in the background may have failed since
+        if self._saved_step != self.state.step:
+            tensors, scalars = self.state.tensors(), self.state.scalars()
+            if self._loudly(lambda: self.checkpointer.save(tensors, scalars)):
                 self._saved_step = self.state.step
                 self.metrics.say(f"checkpoint of step {self.state.step} -> {self.checkpointer.directory}")
-            if final:
-                self.checkpointer.wait()
-        except OSError as error:
-            if final:
-                raise
-            self._saved_step = None
-            self.metrics.say(f"[bold red]CHECKPOINT FAILED[/] at step {self.state.step}: {error}; training goes on")
+        if final:
+            self.checkpointer.wait()
+            if self._saved_step != self.state.step:
+                raise CheckpointError(
+                    f"the last checkpoint, of step {self.state.step}, could not be written; see above"
+                )
+
+    def _loudly(self, write: Callable[[], None]) -> bool:
+        """Whether `write` succeeded; if not, say so and go on."""
+        try:
+            write()
+        except CheckpointError as error:
+            self.metrics.say(f"[bold red]CHECKPOINT FAILED[/] {error}; training goes on")
+            return False
+        return True
 
     def _forward_backward(self) -> tuple[torch.Tensor, _Consumed]:
         """All micro-batches of all heads: gradients accumulate in the parameters. Returns mean losses [heads]."""

@@ -1,0 +1,81 @@
+"""Non-finite steps change nothing and end the run in time; a checkpoint that cannot be written does not end it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ovenc.config import CheckpointConfig, ParallelConfig, TrainConfig
+from megatron_ovenc.data.batch import PatchBatch
+from megatron_ovenc.parallel.gradients import local
+from megatron_ovenc.parallel.topology import Topology
+from megatron_ovenc.train.build import assemble
+from megatron_ovenc.train.checkpoint import checkpoint_steps
+from megatron_ovenc.train.faults import TrainingError
+from tests.rank_pool import RankPool
+from tests.train.sources import RecordedSource
+from tests.train.test_resume import BATCH, CLASSES, small_config
+
+
+class PoisonedSource(RecordedSource):
+    """From the second step on, a sample of data rank 1 holds a NaN."""
+
+    def next(self) -> PatchBatch:
+        batch = super().next()
+        if self.position > 2 and self.topology.data_rank == 1:
+            batch.patches[0, 0] = float("nan")
+        return batch
+
+
+def train_poisoned(topology: Topology, run_dir: Path) -> tuple[str, bool]:
+    config = replace(
+        small_config(run_dir, ParallelConfig()), train=TrainConfig(steps=20, grad_accumulation=2, max_skipped_steps=3)
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(40, BATCH, 3, 28, 28, generator=generator)
+    labels = torch.randint(0, CLASSES, (40, BATCH, 2), generator=generator)
+    with assemble(config, topology, {"image": PoisonedSource(pixels, labels, 14, topology)}) as trainer:
+        assert not trainer.step()
+        before = [local(p).clone() for p in trainer.state.encoder.parameters()]
+        rows = trainer.state.banks["image"].weight.clone()
+        try:
+            trainer.train()
+        except TrainingError as error:
+            same = all(map(torch.equal, before, (local(p) for p in trainer.state.encoder.parameters())))
+            return str(error), same and torch.equal(rows, trainer.state.banks["image"].weight)
+    raise AssertionError("a run of NaNs went on to its end")
+
+
+def test_non_finite_steps_are_skipped_by_all_ranks_and_both_optimizers(rank_pool: RankPool, tmp_path: Path) -> None:
+    for message, unchanged in rank_pool.run(train_poisoned, world=2, args=(tmp_path,)):
+        assert "3 steps in a row" in message
+        assert "train.max_skipped_steps" in message
+        assert unchanged
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped"] for record in records] == [0, 1, 1, 1]
+    assert [record["loss/image"] is None for record in records] == [False, True, True, True]
+    assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 4
+
+
+def train_without_room(topology: Topology, run_dir: Path, asynchronous: bool) -> str:
+    config = replace(
+        small_config(run_dir, ParallelConfig()), checkpoint=CheckpointConfig(every=2, asynchronous=asynchronous)
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(12, BATCH, 3, 28, 28, generator=generator)
+    labels = torch.randint(0, CLASSES, (12, BATCH, 2), generator=generator)
+    with assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)}) as trainer:
+        return trainer.train()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failed_save_is_loud_and_training_goes_on(rank_pool: RankPool, tmp_path: Path, asynchronous: bool) -> None:
+    """A file where the checkpoint of step 2 wants its directory: that save fails, on every rank alike; later ones do not."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000002.tmp").write_text("in the way")
+    assert set(rank_pool.run(train_without_room, world=2, args=(tmp_path, asynchronous))) == {"finished"}
+    assert checkpoint_steps(tmp_path / "checkpoints") == [4, 6]
