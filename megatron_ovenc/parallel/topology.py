@@ -49,6 +49,11 @@ class Launch:
         rank, world, local = (int(env[names[key]]) for key in ("rank", "world_size", "local_rank"))
         if not 0 <= rank < world:
             raise ValueError(f"{names['rank']}={rank} is outside the world of {names['world_size']}={world}")
+        if world > 1 and "MASTER_ADDR" not in env:
+            raise ValueError(
+                f"{world} ranks were started without MASTER_ADDR; export it as the first host's address on the network that the "
+                "ranks share (deepspeed --master_addr and torchrun set it, srun does not)"
+            )
         return cls(rank=rank, world_size=world, local_rank=local)
 
 

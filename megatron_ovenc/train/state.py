@@ -63,7 +63,6 @@ class EncoderOptimizer:
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
-            foreach=False,
         )
         for parameter in encoder.parameters():
             self.adamw.state[parameter] = {

@@ -96,13 +96,25 @@ def test_world_that_tensor_size_does_not_divide() -> None:
 
 
 def test_launch_reads_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"):
+    for name in (
+        "MASTER_ADDR",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "SLURM_STEP_ID",
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+        "SLURM_LOCALID",
+    ):
         monkeypatch.delenv(name, raising=False)
     assert Launch.from_environment() == Launch(rank=0, world_size=1, local_rank=0)
     monkeypatch.setenv("SLURM_NTASKS", "8")  # a shell inside an allocation is not a step
     assert Launch.from_environment().world_size == 1
     for name, value in (("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "5"), ("SLURM_LOCALID", "1")):
         monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="8 ranks were started without MASTER_ADDR"):
+        Launch.from_environment()
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     assert Launch.from_environment() == Launch(rank=5, world_size=8, local_rank=1)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ValueError, match="WORLD_SIZE, LOCAL_RANK"):
