@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("output/demo"), help="directory to make; replaced if it exists"
     )
-    parser.add_argument("--clips", type=int, default=480, help="clips to render")
+    parser.add_argument("--clips", type=int, default=560, help="clips to render")
     parser.add_argument("--images", type=int, default=384, help="pictures to cut")
     options = parser.parse_args(argv)
     output: Path = options.output
