@@ -42,23 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(options.config, options.overrides)
         check_run(config, launch.world_size)
     except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        # On every rank: what is wrong may be wrong on one host only.
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
         return 2
     from megatron_ovenc.train.build import launch_trainer  # megatron-core takes seconds to import; errors should not
 
     run_dir, trainer = Path(config.run_dir), None
+    if launch.rank == 0:
+        write_exit_status(run_dir, "running", 0)  # whoever kills this run leaves the truth behind
     try:
         with launch_trainer(config, launch) as trainer:
             outcome = trainer.train()
-    except ConfigError as error:
-        print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
-        return 2
     except BaseException as error:
-        if launch.rank == 0:
-            write_exit_status(
-                run_dir, "failed", trainer.state.step if trainer else 0, f"{type(error).__name__}: {error}"
-            )
+        step = trainer.state.step if trainer else 0
+        write_exit_status(run_dir, "failed", step, launch.rank, f"{type(error).__name__}: {error}")
+        if isinstance(error, ConfigError):
+            print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
+            return 2
         raise
     if launch.rank == 0:
         write_exit_status(run_dir, outcome, trainer.state.step)

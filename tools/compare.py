@@ -13,6 +13,9 @@ from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.train.weights import RELEASED_HEAD_DIM
 from onevision_encoder import OneVisionEncoderModel
 
+LARGEST_ROUNDING = 1e-3
+"""Difference of outputs up to which two fp32 implementations of the largest released size may be called equal."""
+
 
 def random_inputs(patch_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """A picture and a clip with scattered positions: `<case>.pixels` and `<case>.positions`, as Hugging Face models take them."""

@@ -244,9 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=384, help="pictures to cut")
     options = parser.parse_args(argv)
     output: Path = options.output
+    marker = output / ".demo"
+    if output.exists() and any(output.iterdir()) and not marker.exists():
+        parser.error(f"--output {output} is not empty and no earlier demo's; name another directory")
     if output.exists():
         shutil.rmtree(output)
     output.mkdir(parents=True)
+    marker.touch()
     os.environ["OMP_NUM_THREADS"] = "1"  # two ranks and their workers share two cores
     stages = Stages(os.environ | {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2"})
     make_data(stages, output, options.clips, options.images)

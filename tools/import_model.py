@@ -22,6 +22,7 @@ from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, check
 from megatron_ovenc.train.weights import read_weights
 from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
 from tools.compare import (
+    LARGEST_ROUNDING,
     forward,
     forward_published,
     largest_difference,
@@ -75,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options.input} -> {written}: largest difference of a forward pass {difference:.2e}")
+    if not difference <= LARGEST_ROUNDING:
+        print(
+            f"error: that is more than rounding explains ({LARGEST_ROUNDING}); do not use the result", file=sys.stderr
+        )
+        return 1
     return 0
 
 

@@ -31,6 +31,7 @@ from onevision_encoder import (
     save_for_hub,
 )
 from tools.compare import (
+    LARGEST_ROUNDING,
     forward,
     forward_published,
     largest_difference,
@@ -103,6 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options.checkpoint} -> {options.output}: largest difference of a forward pass {difference:.2e}")
+    if not difference <= LARGEST_ROUNDING:
+        print(
+            f"error: that is more than rounding explains ({LARGEST_ROUNDING}); do not use the result", file=sys.stderr
+        )
+        return 1
     return 0
 
 

@@ -115,6 +115,8 @@ def _bank(head: HeadConfig, world_size: int) -> Iterator[str]:
 
 def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
     source, key = head.source, f"heads.{head.name}.source"
+    if patch_size < 1:
+        return  # told by _model
     if source.size < patch_size or source.size % patch_size:
         yield f"{key}.size={source.size} must be a multiple of model.patch_size={patch_size}"
     if source.kind == "video":

@@ -205,7 +205,7 @@ class TrainConfig:
     max_skipped_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops with a checkpoint."""
     stop_after: int | None = None
-    """Stop with a checkpoint after this many steps although the schedule runs to `steps`; for staged runs and tests."""
+    """Step of the schedule at which to stop with a checkpoint although it runs to `steps`; for staged runs and tests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

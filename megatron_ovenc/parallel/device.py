@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+from megatron_ovenc.config import ConfigError
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -13,16 +17,18 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
         local_rank: index of the rank on its host.
 
     Raises:
-        ValueError: CUDA is asked for and not there, or the host has fewer GPUs than ranks.
+        ConfigError: CUDA is asked for and not there, or the host has fewer GPUs than ranks.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise ValueError("parallel.device=cuda, but torch sees no CUDA device; set parallel.device to auto or cpu")
+        raise ConfigError("parallel.device=cuda, but torch sees no CUDA device; set parallel.device to auto or cpu")
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    if count == 1 and "SLURM_STEP_ID" in os.environ:
+        return torch.device("cuda", 0)  # srun --gpus-per-task shows each rank its own GPU only
     if local_rank >= count:
-        raise ValueError(
+        raise ConfigError(
             f"local rank {local_rank} has no GPU: this host shows {count}; lower the slots in the hostfile"
         )
     return torch.device("cuda", local_rank)

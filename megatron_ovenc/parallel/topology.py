@@ -127,7 +127,7 @@ def data_size(world_size: int, tensor: int) -> int:
     return world_size // tensor
 
 
-def build_topology(world_size: int, rank: int, tensor: int, device: torch.device) -> Topology:
+def build_topology(world_size: int, rank: int, tensor: int, device: torch.device, timeout_s: float = 600.0) -> Topology:
     """Make the groups of a grid. Every rank of an initialised default group must call this, with equal arguments but `rank`.
 
     Returns:
@@ -136,9 +136,11 @@ def build_topology(world_size: int, rank: int, tensor: int, device: torch.device
     data = data_size(world_size, tensor)
     grid = torch.arange(world_size).view(data, tensor)
     # new_group is collective: every rank makes every group, in the same order, and keeps those it is a member of.
-    tensor_groups = [dist.new_group(row.tolist()) for row in grid]
-    data_groups = [dist.new_group(column.tolist()) for column in grid.T]
-    self_groups = [dist.new_group([r]) for r in range(world_size)]
+    # Nor does a new group inherit the default group's timeout.
+    timeout = datetime.timedelta(seconds=timeout_s)
+    tensor_groups = [dist.new_group(row.tolist(), timeout=timeout) for row in grid]
+    data_groups = [dist.new_group(column.tolist(), timeout=timeout) for column in grid.T]
+    self_groups = [dist.new_group([r], timeout=timeout) for r in range(world_size)]
     world_group = dist.group.WORLD
     assert world_group is not None, "init_world comes first"
     return Topology(
@@ -150,7 +152,7 @@ def build_topology(world_size: int, rank: int, tensor: int, device: torch.device
         data_group=data_groups[rank % tensor],
         tensor_group=tensor_groups[rank // tensor],
         self_group=self_groups[rank],
-        host_group=dist.new_group(backend="gloo"),
+        host_group=dist.new_group(backend="gloo", timeout=timeout),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -40,7 +41,8 @@ def build_state(
     """
     encoder = Encoder(config.model, config.parallel, topology)
     layouts = parameter_layouts(encoder, topology)
-    if config.model.init is None:
+    resumed = config.checkpoint.resume and bool(checkpoint_steps(Path(config.run_dir) / "checkpoints"))
+    if config.model.init is None or resumed:  # what a checkpoint is about to overwrite need not be read
         values = random_values(config.train.seed, config.model.init_std)
     else:
         values = published_values(read_weights(Path(config.model.init))[1], config.model, config.model.init)
@@ -48,7 +50,8 @@ def build_state(
     encoder.to(topology.device)
     sharding = ShardedEncoder(encoder, encoder.block.layers, topology, config.parallel.zero, config.parallel.precision)
     width, seed = config.model.hidden_size, config.train.seed
-    banks = {h.name: ConceptBank(h.bank, dim=width, head=h.name, seed=seed, topology=topology) for h in config.heads}
+    sizes = {h.name: replace(h.bank, init=None) if resumed else h.bank for h in config.heads}
+    banks = {n: ConceptBank(bank, dim=width, head=n, seed=seed, topology=topology) for n, bank in sizes.items()}
     optimizer = config.optimizer
     state = TrainState(
         encoder=encoder,
@@ -129,7 +132,8 @@ def assemble(
         )
         stack.callback(metrics.close)
         state, sharding = build_state(config, topology, sources)
-        checkpointer = Checkpointer(run_dir / "checkpoints", save.keep_last, save.asynchronous, dump(config))
+        timeout_s = config.parallel.timeout_s
+        checkpointer = Checkpointer(run_dir / "checkpoints", save.keep_last, save.asynchronous, dump(config), timeout_s)
         stack.callback(checkpointer.close)
         resume(config, state, checkpointer, metrics)
         stop = stack.enter_context(StopSignals())
@@ -142,9 +146,9 @@ def launch_trainer(config: RunConfig, launch: Launch) -> Iterator[Trainer]:
     device = choose_device(config.parallel.device, launch.local_rank)
     prepare_device(device)
     init_world(launch, device, config.parallel.timeout_s)
-    try:
-        topology = build_topology(launch.world_size, launch.rank, config.parallel.tensor, device)
-        with assemble(config, topology) as trainer:
-            yield trainer
-    finally:
-        dist.destroy_process_group()
+    timeout_s = config.parallel.timeout_s
+    topology = build_topology(launch.world_size, launch.rank, config.parallel.tensor, device, timeout_s)
+    with assemble(config, topology) as trainer:
+        yield trainer
+    # Not after an error: peers may sit in a collective that this rank will never join, and teardown would wait for them.
+    dist.destroy_process_group()

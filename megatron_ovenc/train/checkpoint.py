@@ -14,6 +14,7 @@ background thread with a process group of their own, so that they never meet the
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import io
 import json
@@ -114,11 +115,6 @@ def read_scalars(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text())
 
 
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -127,11 +123,14 @@ def _sha256(path: Path) -> str:
 class Checkpointer:
     """Saves and loads a run's checkpoints. Every method is collective: all ranks call it, in the same order."""
 
-    def __init__(self, directory: Path, keep_last: int, asynchronous: bool, config_text: str) -> None:
+    def __init__(
+        self, directory: Path, keep_last: int, asynchronous: bool, config_text: str, timeout_s: float = 1800.0
+    ) -> None:
         self.directory = directory
         self.keep_last = keep_last
         self.config_text = config_text
-        self._group = dist.new_group(backend="gloo")  # all ranks; nothing but checkpoints travels on it
+        # All ranks; nothing but checkpoints travels on it.
+        self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
 
@@ -169,14 +168,17 @@ class Checkpointer:
         dist.all_gather_object(found, damage(path, rank, world), group=self._group)  # each rank checked its share
         if problems := [problem for part in found for problem in part]:
             raise CheckpointError("; ".join(problems))
-        dcp.load(dict(tensors), storage_reader=SafeReader(path), process_group=self._group)
+        try:
+            dcp.load(dict(tensors), storage_reader=SafeReader(path), process_group=self._group)
+        except dcp.api.CheckpointException as error:
+            raise CheckpointError(f"{path} does not hold this run's tensors: {error}") from error
         return read_scalars(path)
 
     def _write(self, tensors: dict[str, Rectangle], scalars: dict[str, Any]) -> None:
         final = checkpoint_path(self.directory, scalars["step"])
         partial = final.with_suffix(".tmp")
         rank = dist.get_rank()
-        self._together(lambda: _make_empty(partial) if rank == 0 else None)
+        self._together(lambda: self._make_room(partial) if rank == 0 else None)
         try:
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
         except dcp.api.CheckpointException as error:
@@ -185,6 +187,12 @@ class Checkpointer:
         facts = self._together(lambda: self._record(partial, scalars, rank))
         merged = {name: fact for part in facts for name, fact in part.items()}
         self._together(lambda: self._publish(partial, final, merged) if rank == 0 else None)
+
+    def _make_room(self, partial: Path) -> None:
+        """An empty directory; what earlier saves left unfinished goes, or a full disk would stay full."""
+        for leftover in self.directory.glob("step_*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
         """Do something on every rank; results in rank order. If it fails on any rank, CheckpointError on all of them."""
@@ -208,6 +216,10 @@ class Checkpointer:
         return {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in mine}
 
     def _publish(self, partial: Path, final: Path, files: dict[str, Any]) -> None:
+        if hidden := [name for name in files if not (partial / name).is_file()]:
+            raise OSError(
+                f"rank 0 does not see {hidden[:3]} in {partial}: run_dir must be one directory, shared by all hosts"
+            )
         manifest = partial / MANIFEST
         manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1, sort_keys=True))
         for path in (*partial.iterdir(), partial):
@@ -218,5 +230,9 @@ class Checkpointer:
             shutil.rmtree(final)
         partial.rename(final)
         if self.keep_last:
-            for step in checkpoint_steps(self.directory)[: -self.keep_last]:
+            # Never more than this one's elders: an abandoned run may have left later steps behind.
+            elders = [
+                step for step in checkpoint_steps(self.directory) if checkpoint_path(self.directory, step) <= final
+            ]
+            for step in elders[: -self.keep_last]:
                 shutil.rmtree(checkpoint_path(self.directory, step))

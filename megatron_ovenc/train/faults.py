@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +41,9 @@ class StopSignals:
         self.received = True
 
 
-def write_exit_status(run_dir: Path, status: str, step: int, detail: str = "") -> None:
+def write_exit_status(run_dir: Path, status: str, step: int, rank: int = 0, detail: str = "") -> None:
     """Leave `exit_status.json`: launchers lose exit codes (DeepSpeed's reports death by a signal as success)."""
-    text = json.dumps({"status": status, "step": step, "detail": detail, "pid": os.getpid()})
-    partial = run_dir / "exit_status.json.tmp"
+    text = json.dumps({"status": status, "step": step, "rank": rank, "detail": detail})
+    partial = run_dir / f"exit_status.json.{rank}.tmp"
     partial.write_text(text)
     partial.rename(run_dir / "exit_status.json")

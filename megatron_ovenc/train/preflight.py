@@ -5,7 +5,7 @@ Imports no megatron-core: a wrong key is told in a second or two, on every rank 
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +30,28 @@ def check_run(config: RunConfig, world_size: int) -> None:
             check_source(head, patch_size=config.model.patch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if head.bank.init is not None and not Path(head.bank.init).is_file():
-            raise ConfigError(f"heads.{head.name}.bank.init={head.bank.init}: there is no such file")
-    if config.model.init is not None:
-        _check_init(config)
     run_dir = Path(config.run_dir)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".writable.{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
     except OSError as error:
         raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error}") from error
-    if config.checkpoint.resume:
-        for step in checkpoint_steps(run_dir / "checkpoints")[-1:]:
-            _check_same_model(checkpoint_path(run_dir / "checkpoints", step), config)
+    steps = checkpoint_steps(run_dir / "checkpoints") if config.checkpoint.resume else []
+    if steps:
+        _check_same_model(checkpoint_path(run_dir / "checkpoints", steps[-1]), config)
+    else:
+        _check_initial_weights(config)
 
 
-def _check_init(config: RunConfig) -> None:
-    """Refuse initial weights of another shape."""
-    ours, theirs = config.model, read_model(Path(str(config.model.init)))
+def _check_initial_weights(config: RunConfig) -> None:
+    """Refuse initial weights that are not there or have another shape. A resumed run reads none."""
+    for head in config.heads:
+        if head.bank.init is not None and not Path(head.bank.init).is_file():
+            raise ConfigError(f"heads.{head.name}.bank.init={head.bank.init}: there is no such file")
+    if config.model.init is None:
+        return
+    ours, theirs = config.model, read_model(Path(config.model.init))
     for key in _SHAPE_KEYS:
         if getattr(ours, key) != getattr(theirs, key):
             raise ConfigError(
@@ -59,7 +61,10 @@ def _check_init(config: RunConfig) -> None:
 
 def _check_same_model(path: Path, config: RunConfig) -> None:
     """Refuse a checkpoint whose tensors are not this run's."""
-    saved = load(path / "config.yaml")
+    try:
+        saved = load(path / "config.yaml")
+    except ConfigError:
+        return  # a damaged checkpoint; resuming names it and takes the one before
     ours, theirs = _tensor_shapes(config), _tensor_shapes(saved)
     different = [
         f"{key}: {theirs.get(key)} there, {ours.get(key)} here"

@@ -131,7 +131,8 @@ class Trainer:
 
         A failed save of a running job is loud but not fatal: the next one may succeed. A failed final save raises.
         """
-        self._loudly(self.checkpointer.wait)  # a save in the background may have failed since
+        if not self._loudly(self.checkpointer.wait):  # a save in the background has failed since
+            self._saved_step = None
         if self._saved_step != self.state.step:
             tensors, scalars = self.state.tensors(), self.state.scalars()
             if self._loudly(lambda: self.checkpointer.save(tensors, scalars)):

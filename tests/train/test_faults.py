@@ -14,7 +14,7 @@ from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
-from megatron_ovenc.train.checkpoint import checkpoint_steps
+from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_steps
 from megatron_ovenc.train.faults import TrainingError
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
@@ -62,20 +62,54 @@ def test_non_finite_steps_are_skipped_by_all_ranks_and_both_optimizers(rank_pool
 
 
 def train_without_room(topology: Topology, run_dir: Path, asynchronous: bool) -> str:
-    config = replace(
-        small_config(run_dir, ParallelConfig()), checkpoint=CheckpointConfig(every=2, asynchronous=asynchronous)
-    )
+    try:
+        return train_fresh(topology, run_dir, CheckpointConfig(every=2, asynchronous=asynchronous))
+    except CheckpointError as error:
+        return str(error)
+
+
+def fail_at(topology: Topology, run_dir: Path, asynchronous: bool, steps: tuple[int, ...]) -> str:
+    """Train six steps with checkpoints every two; rank 1's disk is full when those of `steps` are recorded."""
+    record = Checkpointer._record
+
+    def full(self: Checkpointer, partial: Path, scalars: dict, rank: int) -> dict:
+        if rank == 1 and scalars["step"] in steps:
+            raise OSError(28, "No space left on device")
+        return record(self, partial, scalars, rank)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "_record", full)
+        return train_without_room(topology, run_dir, asynchronous)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failed_save_is_loud_and_training_goes_on(rank_pool: RankPool, tmp_path: Path, asynchronous: bool) -> None:
+    assert set(rank_pool.run(fail_at, world=2, args=(tmp_path, asynchronous, (2,)))) == {"finished"}
+    assert checkpoint_steps(tmp_path / "checkpoints") == [4, 6]
+    assert not list((tmp_path / "checkpoints").glob("*.tmp")), "what a failed save left is gone"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failed_last_save_is_an_error_on_every_rank(rank_pool: RankPool, tmp_path: Path, asynchronous: bool) -> None:
+    outcomes = rank_pool.run(fail_at, world=2, args=(tmp_path, asynchronous, (6,)))
+    assert all("step 6" in outcome or "No space left" in outcome for outcome in outcomes), outcomes
+    assert checkpoint_steps(tmp_path / "checkpoints") == [2, 4]
+
+
+def test_old_checkpoints_never_push_out_new_ones(rank_pool: RankPool, tmp_path: Path) -> None:
+    for step in (1000, 2000, 3000):
+        directory = tmp_path / "checkpoints" / f"step_{step:08d}"
+        directory.mkdir(parents=True)
+        (directory / "manifest.json").write_text("{}")
+    fresh = CheckpointConfig(every=2, keep_last=2, resume=False)
+    assert set(rank_pool.run(train_fresh, world=2, args=(tmp_path, fresh))) == {"finished"}
+    assert checkpoint_steps(tmp_path / "checkpoints") == [4, 6, 1000, 2000, 3000]
+
+
+def train_fresh(topology: Topology, run_dir: Path, checkpoint: CheckpointConfig) -> str:
+    config = replace(small_config(run_dir, ParallelConfig()), checkpoint=checkpoint)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(12, BATCH, 3, 28, 28, generator=generator)
     labels = torch.randint(0, CLASSES, (12, BATCH, 2), generator=generator)
     with assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)}) as trainer:
         return trainer.train()
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_failed_save_is_loud_and_training_goes_on(rank_pool: RankPool, tmp_path: Path, asynchronous: bool) -> None:
-    """A file where the checkpoint of step 2 wants its directory: that save fails, on every rank alike; later ones do not."""
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step_00000002.tmp").write_text("in the way")
-    assert set(rank_pool.run(train_without_room, world=2, args=(tmp_path, asynchronous))) == {"finished"}
-    assert checkpoint_steps(tmp_path / "checkpoints") == [4, 6]
