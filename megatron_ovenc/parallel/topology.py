@@ -159,10 +159,12 @@ def build_topology(world_size: int, rank: int, tensor: int, device: torch.device
 def init_world(launch: Launch, device: torch.device, timeout_s: float) -> None:
     """Join the world: NCCL for CUDA tensors, gloo for host tensors, gloo alone without a GPU."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    if launch.world_size > 1:
+        os.environ.setdefault("MASTER_PORT", "29500")
     dist.init_process_group(
         backend,
+        # A process alone meets nobody: no port of the host is taken for it.
+        store=dist.HashStore() if launch.world_size == 1 else None,
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=datetime.timedelta(seconds=timeout_s),
