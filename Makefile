@@ -1,5 +1,5 @@
 # Two commands set everything up on a fresh machine:
-#   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (about 8 minutes on 2 cores)
+#   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (10 to 13 minutes on 2 cores)
 #   make test    install into .venv, then run the tests on both supported majors of transformers
 
 PYTHON ?= python3

@@ -69,8 +69,3 @@ def memory_peak_bytes(device: torch.device) -> int:
 def device_name(device: torch.device) -> str:
     """Marketing name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def device_count() -> int:
-    """Number of GPUs that this process sees."""
-    return torch.cuda.device_count()
