@@ -14,6 +14,9 @@ import torch
 from tests.rank_pool import RankPool
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Triton reads this when kernels are defined: without a GPU they run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

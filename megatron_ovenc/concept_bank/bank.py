@@ -2,7 +2,7 @@
 
     bank = ConceptBank(head.bank, dim=model.hidden_size, head=head.name, seed=train.seed, topology=topology)
     loss = bank(embeddings, labels, step=step)          # collective; the same scalar on every rank
-    loss.backward()                                     # whole gradient of this rank's rows and of its embeddings
+    loss.backward()                                     # gradients of embeddings; those of rows are in bank.gradient
 
 The bank lives outside every data-parallel wrapper: no two ranks hold the same row, so there is nothing to average. The
 gradient that it gives to `embeddings` is that of the global loss; what wraps the encoder must sum over data ranks, not
@@ -11,7 +11,8 @@ average.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,15 @@ from torch import Tensor, nn
 
 from megatron_ovenc.concept_bank.centres import random_centres, row_range, stored_centres
 from megatron_ovenc.concept_bank.chunks import NORM_EPS
-from megatron_ovenc.concept_bank.gather import exchange_batch_sizes, gather_batch, gather_embeddings
-from megatron_ovenc.concept_bank.loss import MarginSoftmax
+from megatron_ovenc.concept_bank.gather import GlobalBatch, exchange_batch_sizes
+from megatron_ovenc.concept_bank.loss import BankLoss
+from megatron_ovenc.concept_bank.row_gradient import RowGradient
 from megatron_ovenc.concept_bank.sampling import competitors, draw_key
 from megatron_ovenc.config.tree import BankConfig
 from megatron_ovenc.parallel.topology import Topology
+
+LARGEST_SCALE = 100.0
+"""Beyond this a learned scale has no effect (as in CLIP, arXiv 2103.00020)."""
 
 
 class ConceptBank(nn.Module):
@@ -37,7 +42,11 @@ class ConceptBank(nn.Module):
         topology: ranks and groups; `weight` is made on its device.
 
     Attributes:
-        weight: float32 parameter [hi - lo, D], the centres of the classes [lo, hi).
+        weight: float32 parameter [hi - lo, D], the centres of the classes [lo, hi). Its `grad` stays empty.
+        gradient: what backward passes have said about rows of `weight` since it was last taken; None when nothing.
+        log_scale, bias: scalar parameters, the same on every rank, where `config.learn_scale` has them learned; else None.
+        before_read: called with the rows (int64 positions in `weight`, or None for all) that a forward pass is about to read;
+            for optimizers that leave untouched rows for later.
 
     Raises:
         ValueError: `config.init` names a file that does not hold this bank.
@@ -56,6 +65,22 @@ class ConceptBank(nn.Module):
         else:
             centres = stored_centres(config.init, config.num_classes, dim, head, self.lo, self.hi)
         self.weight = nn.Parameter(centres.to(topology.device))
+        self.log_scale = self.bias = None
+        if config.learn_scale:
+            self.log_scale = _scalar(math.log(config.logit_scale), topology.device)
+            self.bias = _scalar(config.logit_bias, topology.device) if config.loss == "sigmoid" else None
+        self.gradient: RowGradient | None = None
+        self.before_read: Callable[[Tensor | None], None] | None = None
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        """What the logits are made with: two scalars, differentiable where they are learned."""
+        scale, bias = (
+            self.weight.new_full((), self.config.logit_scale),
+            self.weight.new_full((), self.config.logit_bias),
+        )
+        if self.log_scale is not None:
+            scale = self.log_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+        return scale, bias if self.bias is None else self.bias
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, *, step: int, batch_sizes: Sequence[int] | None = None
@@ -83,11 +108,11 @@ class ConceptBank(nn.Module):
                 f"batch_sizes={sizes} must have one entry for each of {topology.data} data ranks, "
                 f"and {len(labels)} for data rank {topology.data_rank}"
             )
-        # Whatever precision surrounds the bank, its cosines and its softmax are those of the weight's type.
+        batch = GlobalBatch(sizes=sizes, topology=topology)
+        # Whatever precision surrounds the bank, its softmax is of the weight's type, and its cosines of the configured one.
         with torch.autocast(embeddings.device.type, enabled=False):
             units = F.normalize(embeddings.to(self.weight.dtype), dim=1, eps=NORM_EPS)
-            units = gather_embeddings(units, sizes, topology)
-            labels = gather_batch(labels, sizes, topology)
+            labels = batch.gather(labels)
             in_range = ((labels >= -1) & (labels < config.num_classes)).all()
             torch._assert_async(in_range, f"head {self.head}: a label is outside [-1, {config.num_classes})")
             among = competitors(
@@ -98,8 +123,15 @@ class ConceptBank(nn.Module):
                 lo=self.lo,
                 hi=self.hi,
                 static=labels.device.type != "cpu",
+                correct=config.correct_sampling,
             )
-            return MarginSoftmax.apply(units, self.weight, labels, among, config, topology.world_group)
+            if self.before_read is not None:
+                self.before_read(among.rows)
+            scale, bias = self.scale_and_bias()
+            return BankLoss.apply(units, self.weight, scale, bias, labels, among, config, batch, self._deposit)
+
+    def _deposit(self, gradient: RowGradient) -> None:
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
     def _check_shapes(self, embeddings: Tensor, labels: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
@@ -111,3 +143,7 @@ class ConceptBank(nn.Module):
                 f"head {self.head}: labels are {labels.dtype} {list(labels.shape)}, "
                 f"but {len(embeddings)} embeddings need int64 [{len(embeddings)}, K]"
             )
+
+
+def _scalar(value: float, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.full((), value, device=device))

@@ -1,4 +1,4 @@
-"""Every rank sees the global batch: gathering over the data group, with gradients that come home by reduce-scatter.
+"""Every rank sees the global batch: gathered over the data group, with gradients that come home by reduce-scatter.
 
 Tensor ranks of one data rank hold the same samples, so the global batch is gathered over the data group alone, in the
 order of data ranks. The bank's rows, however, are split over the world: each rank's gradient with respect to the global
@@ -9,14 +9,13 @@ Shapes: B samples of a rank, N = sum of the data ranks' B, D width of an embeddi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from megatron_ovenc.parallel.topology import Topology
 
@@ -29,56 +28,41 @@ def exchange_batch_sizes(batch: int, topology: Topology) -> list[int]:
     return torch.cat(sizes)[:: topology.tensor].tolist()
 
 
-def gather_batch(local: Tensor, sizes: Sequence[int], topology: Topology) -> Tensor:
-    """Concatenate the data ranks' batches, without gradients.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalBatch:
+    """The data ranks' batches, one after another."""
 
-    Args:
-        local: [B, ...] of this rank.
-        sizes: the B of every data rank.
+    sizes: Sequence[int]
+    """B of every data rank."""
+    topology: Topology
 
-    Returns:
-        [N, ...], in the order of data ranks.
-    """
-    largest = max(sizes)
-    padded = local.new_zeros(largest, *local.shape[1:])
-    padded[: len(local)] = local
-    parts = [torch.empty_like(padded) for _ in sizes]
-    # Over the DATA group: its ranks hold different samples, tensor ranks the same.
-    dist.all_gather(parts, padded, group=topology.data_group)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    def gather(self, local: Tensor) -> Tensor:
+        """[B, ...] of this rank to [N, ...] of all data ranks, in their order. Collective, without gradients."""
+        padded = local.new_zeros(max(self.sizes), *local.shape[1:])
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in self.sizes]
+        # Over the DATA group: its ranks hold different samples, tensor ranks the same.
+        dist.all_gather(parts, padded, group=self.topology.data_group)
+        return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
+    def send_home(self, partial: Tensor) -> Callable[[], Tensor]:
+        """Begin to add up the ranks' partial gradients [N, D] with respect to the global batch. Collective.
 
-class _GatherEmbeddings(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, sizes: Sequence[int], topology: Topology) -> Tensor:
-        ctx.sizes, ctx.topology = sizes, topology
-        return gather_batch(local, sizes, topology)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        sizes, topology = ctx.sizes, ctx.topology
-        largest = max(sizes)
-        parts = [F.pad(part, (0, 0, 0, largest - len(part))).contiguous() for part in grad.split(sizes)]
+        Returns:
+            A function that waits for the result, [B, D] of this rank's samples: exactly the gradient of a loss that every rank
+            computes from the global batch and its own rows. It is not divided, or multiplied, by a number of ranks.
+        """
+        largest, topology = max(self.sizes), self.topology
+        parts = [F.pad(part, (0, 0, 0, largest - len(part))).contiguous() for part in partial.split(list(self.sizes))]
         own = torch.empty_like(parts[0])
         # Over the DATA group: adds what its ranks' rows say about each batch, and hands every rank its own batch.
-        dist.reduce_scatter(own, parts, group=topology.data_group)
-        # Over the TENSOR group: the same samples met other rows on each of its ranks.
-        dist.all_reduce(own, group=topology.tensor_group)
-        return own[: sizes[topology.data_rank]], None, None
+        work = dist.reduce_scatter(own, parts, group=topology.data_group, async_op=True)
 
+        def finish() -> Tensor:
+            work.wait()
+            if topology.tensor > 1:
+                # Over the TENSOR group: the same samples met other rows on each of its ranks.
+                dist.all_reduce(own, group=topology.tensor_group)
+            return own[: self.sizes[topology.data_rank]]
 
-def gather_embeddings(local: Tensor, sizes: Sequence[int], topology: Topology) -> Tensor:
-    """Concatenate the data ranks' embeddings, differentiably.
-
-    The gradient that reaches `local` is the sum over all ranks of their partial gradients: exactly that of a loss which
-    every rank computes from the global batch and its own rows. It is not divided, or multiplied, by a number of ranks.
-
-    Args:
-        local: float [B, D].
-        sizes: the B of every data rank.
-
-    Returns:
-        [N, D].
-    """
-    return _GatherEmbeddings.apply(local, list(sizes), topology)
+        return finish

@@ -12,7 +12,13 @@ from megatron_ovenc.config.tree import HeadConfig, RunConfig
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError, listing every problem found, if `config` cannot run on `world_size` ranks."""
-    problems = [*_model(config), *_layout(config, world_size), *_training(config), *_heads(config, world_size)]
+    problems = [
+        *_model(config),
+        *_layout(config, world_size),
+        *_training(config),
+        *_heads(config, world_size),
+        *_row_optimizer(config),
+    ]
     if problems:
         raise ConfigError("the configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
@@ -76,6 +82,8 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"optimizer.betas={list(optimizer.betas)} must lie in [0, 1)"
     if data.workers < 0 or data.sample_timeout_s <= 0 or not 0 <= data.max_bad_share < 1:
         yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
+    if config.log.bank_every < 0:
+        yield f"log.bank_every={config.log.bank_every} must not be negative (0 never looks)"
     if config.checkpoint.keep_last < 0:
         yield f"checkpoint.keep_last={config.checkpoint.keep_last} must not be negative (0 keeps all)"
 
@@ -107,10 +115,36 @@ def _bank(head: HeadConfig, world_size: int) -> Iterator[str]:
         yield f"{key}.num_classes={bank.num_classes} is less than the {world_size} ranks that share the rows; use fewer ranks"
     if not 0 < bank.sample_rate <= 1:
         yield f"{key}.sample_rate={bank.sample_rate} must lie in (0, 1]"
-    if bank.positives < 1 or bank.chunk_rows < 1:
+    if bank.positives < 1 or (bank.chunk_rows is not None and bank.chunk_rows < 1):
         yield f"{key}.positives and {key}.chunk_rows must be at least 1"
     if bank.logit_scale <= 0 or not 0 <= bank.margin < 2 or not 0 <= bank.filter_threshold <= 1:
         yield f"{key}: logit_scale must be positive, margin in [0, 2), filter_threshold in [0, 1]"
+    if min(bank.warmup_steps, bank.freeze_steps, bank.lr_scale, bank.weight_decay) < 0:
+        yield f"{key}: warmup_steps, freeze_steps, lr_scale and weight_decay must not be negative"
+    if bank.correct_sampling and bank.sample_rate == 1:
+        yield f"{key}.correct_sampling has no effect at sample_rate=1: every row competes; lower the rate or remove the key"
+    if bank.loss == "sigmoid" and bank.co_positives != "negative":
+        yield f"{key}.co_positives={bank.co_positives} has no effect with loss=sigmoid: classes do not compete; remove it"
+    if bank.loss == "cosface" and bank.logit_bias != 0:
+        yield f"{key}.logit_bias={bank.logit_bias} has no effect with loss=cosface: a softmax ignores it; remove it"
+
+
+def _row_optimizer(config: RunConfig) -> Iterator[str]:
+    """What a bank needs whose untouched rows are left for later."""
+    first, second = config.optimizer.betas
+    for head in config.heads:
+        bank, key = head.bank, f"heads.{head.name}.bank"
+        if bank.optimizer != "rows":
+            continue
+        if bank.sample_rate == 1:
+            yield f"{key}.optimizer=rows saves nothing at sample_rate=1: every row is touched; take dense or lower the rate"
+        if first * first >= second:
+            yield (
+                f"{key}.optimizer=rows needs betas with beta1^2 < beta2, but optimizer.betas={list(config.optimizer.betas)}: what "
+                "untouched rows miss has no closed form; change the betas or take dense"
+            )
+        if config.optimizer.lr * bank.lr_scale * bank.weight_decay >= 1:
+            yield f"optimizer.lr x {key}.lr_scale x {key}.weight_decay must be below 1"
 
 
 def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:

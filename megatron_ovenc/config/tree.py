@@ -73,24 +73,47 @@ class BankConfig:
     """K: candidate labels of a sample that are drawn as positives each step (fewer candidates: all of them)."""
     sample_rate: float = 1.0
     """Share of the rows that compete in a step, in (0, 1]. Positives always do."""
+    correct_sampling: bool = False
+    """Weigh each drawn negative by the number of rows it stands for, so that the expected sum over negatives is that over the
+    whole bank (the reference does not). Needs sample_rate < 1."""
+    loss: Literal["cosface", "sigmoid"] = "cosface"
+    """`cosface`: softmax with a margin, K positives a sample (the reference's code); `sigmoid`: a yes-or-no question for
+    every class (the paper's equation 9)."""
     margin: float = 0.3
-    """CosFace margin subtracted from a positive's cosine."""
+    """Subtracted from a positive's cosine, in [0, 2)."""
     filter_threshold: float = 0.75
-    """A negative whose cosine exceeds this is taken as a false negative: its logit becomes 0. 0 switches the filter off."""
+    """A negative whose cosine exceeds this is taken as a false negative: its logit becomes 0, or with `sigmoid` it is left
+    out. 0 switches the filter off."""
     logit_scale: float = 64.0
-    """Factor on the cosines before the softmax."""
+    """Factor on the cosines."""
+    logit_bias: float = 0.0
+    """Added to the logits of `sigmoid`; `cosface` knows none. About -log(num_classes * sample_rate) makes a fresh bank's
+    positives and negatives cost alike."""
+    learn_scale: bool = False
+    """Learn the scale, and the bias of `sigmoid`, at the bank's learning rate, from the values above."""
     gradient: Literal["sum", "mean"] = "sum"
     """Reduction of the gradient over the K positives (the logged loss is always the mean); `sum` is the reference's."""
     co_positives: Literal["negative", "ignore"] = "negative"
-    """Role of a sample's other positives in the softmax of one of them."""
-    chunk_rows: int = 8192
-    """Rows whose logits exist at a time; memory only, results do not depend on it."""
+    """Role of a sample's other positives in the softmax of one of them (`cosface`)."""
+    gemm: Literal["fp32", "bf16"] = "fp32"
+    """Type in which centres and embeddings are multiplied; softmax, sums and master weights are fp32 either way."""
+    chunk_rows: int | None = None
+    """Rows whose logits exist at a time; memory only, results do not depend on it. Absent: what suits the device."""
     init: str | None = None
     """`.npy` or `.safetensors` (tensor `weight`) of [C, D] initial centres; random N(0, 0.01) when absent."""
     lr_scale: float = 1.0
     """Factor on the schedule's learning rate for this bank."""
     weight_decay: float = 0.05
     """AdamW's decoupled decay of this bank's rows."""
+    optimizer: Literal["dense", "rows"] = "dense"
+    """`dense`: AdamW steps every row every time (the reference); `rows`: it reads and writes only rows that compete, and applies
+    what a row missed when it is next read: the same trajectory, at a cost that does not grow with the bank."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Type in which AdamW's two moments are stored; `bf16` is rounded stochastically and halves their memory."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up of this bank's own, on top of the schedule's, after `freeze_steps`."""
+    freeze_steps: int = 0
+    """First optimizer steps in which this bank does not change, while the encoder learns against it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +253,8 @@ class LogConfig:
     """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    bank_every: int = 100
+    """Steps between closer looks at the banks (cosines, dead and duplicate centres, effective negatives); 0 never looks."""
     peak_tflops: float | None = None
     """Dense peak of one device in TFLOP/s at the configured precision, for MFU; known GPUs fill it in themselves."""
 

@@ -107,7 +107,8 @@ class TrainState:
     """Optimizer steps taken, skipped ones included."""
 
     def tensors(self) -> dict[str, Rectangle]:
-        """All tensors of a checkpoint, by name, as this rank's rectangles of global tensors."""
+        """All tensors of a checkpoint, by name, as this rank's rectangles of global tensors, every bank row up to date."""
+        self.bank_optimizer.settle()
         named = {}
         for name, parameter in self.encoder.named_parameters():
             state = self.encoder_optimizer.adamw.state[parameter]
@@ -138,6 +139,7 @@ class TrainState:
     def load_scalars(self, scalars: Mapping[str, Any]) -> None:
         """Take over what `scalars` of another run returned; tensors are loaded in place through `tensors`."""
         self.step = scalars["step"]
+        self.bank_optimizer.restored()
         self.encoder_optimizer.updates = scalars["encoder_updates"]
         for head, source in self.sources.items():
             source.load_state_dict(scalars["sources"][head])

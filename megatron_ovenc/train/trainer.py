@@ -88,6 +88,7 @@ class Trainer:
         started = time.monotonic()
         state, optimizer = self.state, self.config.optimizer
         lr = self.schedule(state.step)
+        state.bank_optimizer.begin(state.step)
         losses, consumed = self._forward_backward()
         sum_partial_gradients(self._partial, self.topology)
         encoder_norm = global_norm(

@@ -14,6 +14,7 @@ from megatron_ovenc.concept_bank.centres import INIT_STD, random_centres, stored
 from megatron_ovenc.concept_bank.sampling import BLOCK_ROWS
 from megatron_ovenc.config.tree import BankConfig
 from megatron_ovenc.parallel.topology import Topology
+from tests.concept_bank.support import row_gradient
 
 
 @pytest.mark.parametrize(("classes", "world"), [(10, 4), (9, 4), (5, 4), (1, 4), (4096, 3), (7, 1), (2_000_000, 128)])
@@ -149,7 +150,8 @@ def precision_on_rank(topology: Topology) -> None:
     plain = bank(embeddings.float(), labels, step=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = bank(embeddings, labels, step=0)
-    grad_embeddings, grad_weight = torch.autograd.grad(loss, (embeddings, bank.weight))
+    loss.backward()
+    grad_embeddings, grad_weight = embeddings.grad, row_gradient(bank)
     assert loss.dtype == torch.float32
     assert loss.item() == plain.item()
     assert grad_embeddings.dtype == torch.bfloat16
@@ -169,10 +171,16 @@ def steps_on_rank(topology: Topology) -> list[float]:
     labels = torch.arange(6).view(3, 2)
     losses = [bank(embeddings, labels, step=step) for bank, step in zip(banks, (0, 0, 0), strict=True)]
     losses += [banks[0](embeddings, labels, step=step) for step in (1, 0)]
-    (once,) = torch.autograd.grad(losses[0], banks[0].weight, retain_graph=True)
     losses[0].backward()
+    once = row_gradient(banks[0])
     losses[4].backward()
-    torch.testing.assert_close(banks[0].weight.grad, 2 * once)
+    torch.testing.assert_close(row_gradient(banks[0]), 2 * once)
+    banks[0].gradient = None
+    losses[3].backward()  # another draw: the union of both is touched
+    other = row_gradient(banks[0])
+    again = banks[0](embeddings, labels, step=0)
+    again.backward()
+    torch.testing.assert_close(row_gradient(banks[0]), once + other)
     return [loss.item() for loss in losses]
 
 

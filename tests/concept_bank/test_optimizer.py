@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_ovenc.concept_bank import BankOptimizer, ConceptBank
+from megatron_ovenc.concept_bank.row_gradient import RowGradient
 from megatron_ovenc.config.tree import BankConfig
 from megatron_ovenc.parallel.topology import Topology
 
@@ -37,8 +38,8 @@ def train(banks: dict[str, ConceptBank], optimizer: BankOptimizer, steps: range)
     for step in steps:
         optimizer.zero_grad()
         for head, bank in banks.items():
-            assert bank.weight.grad is None
-            bank.weight.grad = gradient(head, step)[bank.lo : bank.hi].clone()
+            assert bank.gradient is None
+            bank.gradient = RowGradient(rows=None, values=gradient(head, step)[bank.lo : bank.hi].clone())
         norms.append(optimizer.grad_norms())
         optimizer.clip(norms[-1], 5.0)
         optimizer.step(0.1 * (step + 1))
@@ -91,6 +92,7 @@ def restore_on_rank(topology: Topology) -> None:
         bank.weight.data.copy_(weights[head])
     for name, tensor in fresh.state_tensors().items():
         tensor.copy_(saved[name])
+    fresh.restored()
     train(fresh_banks, fresh, range(2, 4))
     for head, bank in banks.items():
         assert torch.equal(bank.weight, fresh_banks[head].weight)
@@ -116,7 +118,7 @@ def state_on_rank(topology: Topology) -> None:
     # A bank that had no gradient this step stays as it is, and the others do not.
     optimizer.zero_grad()
     before = {head: bank.weight.detach().clone() for head, bank in banks.items()}
-    banks["image"].weight.grad = torch.ones_like(banks["image"].weight)
+    banks["image"].gradient = RowGradient(rows=None, values=torch.ones_like(banks["image"].weight))
     norms = optimizer.grad_norms()
     assert norms.tolist() == [pytest.approx((13 * DIM) ** 0.5), 0.0]
     optimizer.clip(norms, 1.0)
@@ -133,9 +135,9 @@ def test_state_exists_before_the_first_step_and_stays_the_same_tensors(rank_pool
 def infinite_on_rank(topology: Topology) -> list[float]:
     banks, optimizer = make(topology)
     for bank in banks.values():
-        bank.weight.grad = torch.zeros_like(bank.weight)
+        bank.gradient = RowGradient(rows=None, values=torch.zeros_like(bank.weight))
         if topology.rank == 1 and bank.head == "image":
-            bank.weight.grad[0, 0] = torch.nan
+            bank.gradient.values[0, 0] = torch.nan
     return optimizer.grad_norms().tolist()
 
 
