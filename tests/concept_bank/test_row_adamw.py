@@ -94,8 +94,7 @@ def test_rows_follow_the_dense_trajectory(rank_pool, size, eps, betas, drift):
 
 def padded_on_rank(topology: Topology, moments: str) -> None:
     """Padding changes nothing, whether or not the last row, at which it points, is touched. (Torch's fused AdamW rounds an
-    element by where it stands in a vector register, so a few of them differ in their last bit; and stored as bfloat16, the last
-    row is rounded anew more often.)"""
+    element by where it stands in a vector register, so a few of them differ in their last bit.)"""
     plan = sequence(40, 1.0, CLASSES)
     assert {CLASSES - 1 in rows for _, rows, _ in plan} == {True, False}
     for kind in ("dense", "rows"):
@@ -104,8 +103,10 @@ def padded_on_rank(topology: Topology, moments: str) -> None:
         wanted = follow(exact, RowAdamW(exact, betas=BETAS, eps=EPS), plan)
         got = follow(padded, PaddedRowAdamW(padded, betas=BETAS, eps=EPS), plan, pad=5)
         for mine, theirs in zip(got, wanted, strict=True):
-            near = torch.isclose(mine.float(), theirs.float(), rtol=1e-5, atol=1e-6)
-            assert near.all() if moments == "fp32" else near.float().mean() > 0.95, kind
+            # Stored as bfloat16, a last bit now and then tips a rounding, and the last row is rounded anew more often.
+            tolerance = 1e-5 if moments == "fp32" else 0.03
+            near = torch.isclose(mine.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+            assert near.float().mean() >= (1.0 if moments == "fp32" else 0.98), kind
 
 
 @pytest.mark.parametrize("moments", ["fp32", "bf16"])
