@@ -1,9 +1,9 @@
 """The reference's way to train a sharded classifier, written plainly: the other side of `benchmarks.concept_bank`.
 
-K slots a sample, and for each of them a draw of negatives of its own (random numbers for every local class, top-k, sort), a gather and
-a normalisation of the drawn centres, a product, a filter, a margin and a softmax whose probabilities are kept for backward; a dense
-gradient of the whole shard; AdamW over every row. The algorithm is that of OneVision-Encoder's released training code; nothing
-of it is tuned, and nothing is slower than it has to be (its `.item()` calls and device copies are left out).
+K slots a sample, and for each of them a draw of negatives of its own (random numbers for every local class, top-k, sort), a
+gather and a normalisation of the drawn centres, a product, a filter, a margin and a softmax whose probabilities are kept for
+backward; a dense gradient of the whole shard; AdamW over every row. The algorithm is that of OneVision-Encoder's released training
+code; nothing of it is tuned, and nothing is slower than it has to be (its `.item()` calls and device copies are left out).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,24 @@ from megatron_ovenc.concept_bank.chunks import NORM_EPS
 from megatron_ovenc.concept_bank.gather import GlobalBatch, exchange_batch_sizes
 from megatron_ovenc.concept_bank.loss import BankLoss
 from megatron_ovenc.concept_bank.row_gradient import RowGradient
-from megatron_ovenc.concept_bank.sampling import competitors, draw_key
+from megatron_ovenc.concept_bank.sampling import Competitors, competitors, draw_key
 from megatron_ovenc.config.tree import BankConfig
 from megatron_ovenc.parallel.topology import Topology
 
 LARGEST_SCALE = 100.0
 """Beyond this a learned scale has no effect (as in CLIP, arXiv 2103.00020)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """A global batch as one rank sees it."""
+
+    local: Tensor
+    """[B, D] this data rank's embeddings, of length 1 and differentiable."""
+    labels: Tensor
+    """int64 [N, K] of all data ranks."""
+    way: GlobalBatch
+    """To the global batch, and back."""
 
 
 class ConceptBank(nn.Module):
@@ -45,12 +58,15 @@ class ConceptBank(nn.Module):
         weight: float32 parameter [hi - lo, D], the centres of the classes [lo, hi). Its `grad` stays empty.
         gradient: what backward passes have said about rows of `weight` since it was last taken; None when nothing.
         log_scale, bias: scalar parameters, the same on every rank, where `config.learn_scale` has them learned; else None.
+        uses: int64 [hi - lo], how often samples have named each centre in training.
         before_read: called with the rows (int64 positions in `weight`, or None for all) that a forward pass is about to read;
             for optimizers that leave untouched rows for later.
 
     Raises:
         ValueError: `config.init` names a file that does not hold this bank.
     """
+
+    uses: Tensor
 
     def __init__(self, config: BankConfig, *, dim: int, head: str, seed: int, topology: Topology) -> None:
         super().__init__()
@@ -65,6 +81,7 @@ class ConceptBank(nn.Module):
         else:
             centres = stored_centres(config.init, config.num_classes, dim, head, self.lo, self.hi)
         self.weight = nn.Parameter(centres.to(topology.device))
+        self.register_buffer("uses", torch.zeros(self.hi - self.lo, dtype=torch.int64, device=topology.device))
         self.log_scale = self.bias = None
         if config.learn_scale:
             self.log_scale = _scalar(math.log(config.logit_scale), topology.device)
@@ -100,35 +117,55 @@ class ConceptBank(nn.Module):
         Raises:
             ValueError: shapes do not fit the bank, each other, or `batch_sizes`.
         """
+        # Whatever precision surrounds the bank, its softmax is of the weight's type, and its cosines of the configured one.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            batch = self.gather_batch(embeddings, labels, batch_sizes)
+            among = self.competitors(batch.labels, step)
+            if self.before_read is not None:
+                self.before_read(among.rows)
+            if torch.is_grad_enabled():
+                self._count(batch.labels)
+            scale, bias = self.scale_and_bias()
+            return BankLoss.apply(
+                batch.local, self.weight, scale, bias, batch.labels, among, self.config, batch.way, self._deposit
+            )
+
+    def gather_batch(self, embeddings: Tensor, labels: Tensor, batch_sizes: Sequence[int] | None = None) -> Gathered:
+        """Bring the data ranks' batches together. Collective over the data group; arguments and errors as in `forward`."""
         self._check_shapes(embeddings, labels)
-        topology, config = self.topology, self.config
+        topology = self.topology
         sizes = exchange_batch_sizes(len(labels), topology) if batch_sizes is None else list(batch_sizes)
         if len(sizes) != topology.data or sizes[topology.data_rank] != len(labels):
             raise ValueError(
                 f"batch_sizes={sizes} must have one entry for each of {topology.data} data ranks, "
                 f"and {len(labels)} for data rank {topology.data_rank}"
             )
-        batch = GlobalBatch(sizes=sizes, topology=topology)
-        # Whatever precision surrounds the bank, its softmax is of the weight's type, and its cosines of the configured one.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            units = F.normalize(embeddings.to(self.weight.dtype), dim=1, eps=NORM_EPS)
-            labels = batch.gather(labels)
-            in_range = ((labels >= -1) & (labels < config.num_classes)).all()
-            torch._assert_async(in_range, f"head {self.head}: a label is outside [-1, {config.num_classes})")
-            among = competitors(
-                labels,
-                num_classes=config.num_classes,
-                rate=config.sample_rate,
-                key=draw_key(self.seed, self.head, "negatives", step),
-                lo=self.lo,
-                hi=self.hi,
-                static=labels.device.type != "cpu",
-                correct=config.correct_sampling,
-            )
-            if self.before_read is not None:
-                self.before_read(among.rows)
-            scale, bias = self.scale_and_bias()
-            return BankLoss.apply(units, self.weight, scale, bias, labels, among, config, batch, self._deposit)
+        way = GlobalBatch(sizes=sizes, topology=topology)
+        labels = way.gather(labels)
+        in_range = ((labels >= -1) & (labels < self.config.num_classes)).all()
+        torch._assert_async(in_range, f"head {self.head}: a label is outside [-1, {self.config.num_classes})")
+        local = F.normalize(embeddings.to(self.weight.dtype), dim=1, eps=NORM_EPS)
+        return Gathered(local=local, labels=labels, way=way)
+
+    def competitors(self, labels: Tensor, step: int) -> Competitors:
+        """This rank's rows that compete in the draw `step` against a global batch with these labels [N, K]."""
+        return competitors(
+            labels,
+            num_classes=self.config.num_classes,
+            rate=self.config.sample_rate,
+            key=draw_key(self.seed, self.head, "negatives", step),
+            lo=self.lo,
+            hi=self.hi,
+            static=labels.device.type != "cpu",
+            correct=self.config.correct_sampling,
+        )
+
+    def _count(self, labels: Tensor) -> None:
+        """Note which of this rank's centres the batch names."""
+        local = (labels >= self.lo) & (labels < self.hi)
+        if len(self.uses):
+            places = torch.where(local, labels - self.lo, 0).flatten()
+            self.uses.index_add_(0, places, local.flatten().to(self.uses.dtype))
 
     def _deposit(self, gradient: RowGradient) -> None:
         self.gradient = gradient if self.gradient is None else self.gradient + gradient

@@ -50,6 +50,8 @@ class StepMetrics:
     """Peak memory of rank 0."""
     bad_samples: int
     """Samples replaced so far in this session, all ranks."""
+    banks: dict[str, float]
+    """What a look at the banks found, by `<head>/<name>`; empty in steps without one."""
 
 
 class MetricsWriter:
@@ -107,6 +109,7 @@ class MetricsWriter:
         for head in last.losses:
             record[f"loss/{head}"] = sum(m.losses[head] for m in window) / len(window)
         record.update({f"grad_norm/{name}": value for name, value in last.grad_norms.items()})
+        record.update({f"bank/{name}": value for metrics in window for name, value in metrics.banks.items()})
         record |= {
             "lr": last.lr,
             "samples_per_s": sum(m.samples for m in window) / seconds,

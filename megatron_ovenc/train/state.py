@@ -118,6 +118,7 @@ class TrainState:
         for head, bank in self.banks.items():
             shape, offset = (bank.config.num_classes, bank.weight.shape[1]), (bank.lo, 0)
             named[f"banks.{head}.weight"] = Rectangle.of(bank.weight, shape, offset)
+            named[f"banks.{head}.uses"] = Rectangle.of(bank.uses, shape[:1], offset[:1])
         for key, tensor in self.bank_optimizer.state_tensors().items():
             if tensor.dim() == 0:
                 named[f"bank_optimizer.{key}"] = Rectangle.of(tensor.view(1), (1,), (0,))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from megatron_ovenc.model.flops import training_flops
 from megatron_ovenc.parallel.device import memory_peak_bytes
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.gradients import global_norm, scale_gradients, sum_partial_gradients
+from megatron_ovenc.train.bank_watch import BankWatch
 from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError
 from megatron_ovenc.train.faults import StopSignals, TrainingError
 from megatron_ovenc.train.metrics import MetricsWriter, StepMetrics
@@ -36,6 +38,8 @@ class _Consumed:
     samples: int = 0
     tokens: int = 0
     flops: float = 0.0
+    banks: dict[str, float] = field(default_factory=dict)
+    """What a look at the banks found, by `<head>/<name>`; empty in most steps."""
 
 
 class Trainer:
@@ -61,6 +65,7 @@ class Trainer:
         self.streams = {
             head.name: BatchStream(source=state.sources[head.name], topology=state.topology) for head in config.heads
         }
+        self.watch = BankWatch(Path(config.run_dir), config.log.bank_every)
         self._saved_step = state.step or None  # a resumed state is on disk already
         self._skipped_in_a_row = 0
         self._parameters = dict(state.encoder.named_parameters())
@@ -122,6 +127,7 @@ class Trainer:
                 seconds=time.monotonic() - started,
                 memory_bytes=memory_peak_bytes(self.topology.device),
                 bad_samples=int(totals["bad_samples"]),
+                banks=consumed.banks,
             )
         )
         self._count_skipped(totals["not_finite"] > 0)
@@ -171,12 +177,18 @@ class Trainer:
                 consumed.samples += batch.size
                 consumed.tokens += batch.tokens
                 consumed.flops += training_flops(self.config.model, batch.cu_seqlens.diff().tolist())
+                if micro == accumulation - 1 and self.watch.due(state.step):
+                    bank, draw = state.banks[head.name], self._draw(micro)
+                    consumed.banks |= self.watch.look(bank, embeddings.detach(), batch.labels, draw, state.step)
         return losses, consumed
 
     def _loss(self, head: HeadConfig, embeddings: torch.Tensor, labels: torch.Tensor, micro: int) -> torch.Tensor:
-        draw = self.state.step * self.config.train.grad_accumulation + micro
         sizes = self.state.sources[head.name].batch_sizes
-        return self.state.banks[head.name](embeddings, labels, step=draw, batch_sizes=sizes)
+        return self.state.banks[head.name](embeddings, labels, step=self._draw(micro), batch_sizes=sizes)
+
+    def _draw(self, micro: int) -> int:
+        """Number of a micro-batch since training began; names its draw of competing rows."""
+        return self.state.step * self.config.train.grad_accumulation + micro
 
     def _agree(self, consumed: _Consumed, finite: bool) -> Mapping[str, float]:
         """Sum over all ranks of what each knows alone, so that no rank stops or skips a step by itself."""

@@ -105,7 +105,7 @@ def test_stored_centres_that_are_not_a_bank(centres):
 
 def init_on_rank(topology: Topology, init: str | None) -> np.ndarray:
     bank = ConceptBank(BankConfig(num_classes=7, init=init), dim=5, head="h", seed=1, topology=topology)
-    assert list(bank.state_dict()) == ["weight"]
+    assert list(bank.state_dict()) == ["weight", "uses"]
     return bank.weight.detach().numpy()
 
 
