@@ -143,36 +143,34 @@ def run_case(case: str, sides: Sequence[Side], steps: int) -> list[Row]:
     return rows
 
 
-def all_cases(topology: Topology, steps: int, largest: int) -> list[Row]:
-    """The three comparisons of the table."""
-    base = BankConfig(num_classes=200_000, sample_rate=0.1)
-    sampled, whole = replace(base, optimizer="rows"), replace(base, num_classes=50_000, sample_rate=1.0)
-    rows = run_case(
-        "200,000 x 512, rate 0.1",
-        [
-            reference_side(base, topology),
-            our_side("ours, dense", base, topology),
-            our_side("ours, rows", sampled, topology),
-            our_side("ours, rows, bf16 products", replace(sampled, gemm="bf16"), topology),
-            our_side("ours, rows, bf16 moments", replace(sampled, moments="bf16"), topology),
-        ],
-        steps,
-    )
-    rows += run_case(
-        "50,000 x 512, rate 1.0",
-        [
-            reference_side(whole, topology),
-            our_side("ours", whole, topology),
-            our_side("ours, bf16 products", replace(whole, gemm="bf16"), topology),
-        ],
-        steps,
-    )
-    rare = replace(sampled, num_classes=largest, sample_rate=base.sample_rate * base.num_classes / largest)
-    rows += run_case(
-        f"200,000 x 512, rate {base.sample_rate:g}, alone", [our_side("ours, rows", sampled, topology)], steps
-    )
-    rows += run_case(f"{largest:,} x 512, rate {rare.sample_rate:g}", [our_side("ours, rows", rare, topology)], steps)
-    return rows
+BASE = BankConfig(num_classes=200_000, sample_rate=0.1)
+
+
+def against_reference(topology: Topology, steps: int) -> list[Row]:
+    """The reference's algorithm and ours on the same banks."""
+    rows, whole = replace(BASE, optimizer="rows"), replace(BASE, num_classes=50_000, sample_rate=1.0)
+    sampled = [
+        reference_side(BASE, topology),
+        our_side("ours, dense", BASE, topology),
+        our_side("ours, rows", rows, topology),
+        our_side("ours, rows, bf16 products", replace(rows, gemm="bf16"), topology),
+        our_side("ours, rows, bf16 moments", replace(rows, moments="bf16"), topology),
+    ]
+    results = run_case("200,000 x 512, rate 0.1", sampled, steps)
+    del sampled
+    everything = [
+        reference_side(whole, topology),
+        our_side("ours", whole, topology),
+        our_side("ours, bf16 products", replace(whole, gemm="bf16"), topology),
+    ]
+    return results + run_case("50,000 x 512, rate 1.0", everything, steps)
+
+
+def by_size(topology: Topology, steps: int, classes: int) -> list[Row]:
+    """A bank of its own in fresh processes, with as many drawn rows as BASE draws."""
+    rate = BASE.sample_rate * BASE.num_classes / classes
+    config = replace(BASE, num_classes=classes, sample_rate=rate, optimizer="rows")
+    return run_case(f"{classes:,} x 512, rate {rate:g}, alone", [our_side("ours, rows", config, topology)], steps)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -199,14 +197,21 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def on_rank(rank: int, store: str, steps: int, largest: int, result: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+def on_rank(rank: int, store: str, part: Callable[..., list[Row]], arguments: tuple[int, ...], result: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
-    rows = all_cases(build_topology(RANKS, rank, 1, torch.device("cpu")), steps, largest)
+    rows = part(build_topology(RANKS, rank, 1, torch.device("cpu")), *arguments)
     if rank == 0:
         Path(result).write_text(json.dumps([asdict(row) for row in rows]))
     dist.destroy_process_group()
+
+
+def on_ranks(part: Callable[..., list[Row]], *arguments: int) -> list[Row]:
+    """Run a part of the table in fresh processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = f"{folder}/rows.json"
+        multiprocessing.spawn(on_rank, (f"{folder}/store", part, arguments, result), nprocs=RANKS)
+        return [Row(**row) for row in json.loads(Path(result).read_text())]
 
 
 def main() -> None:
@@ -216,11 +221,10 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=2_000_000, help="rows of the large bank")
     parser.add_argument("--write", action="store_true", help=f"write {OUTPUT} and its JSON")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = f"{folder}/rows.json"
-        arguments = (f"{folder}/store", options.steps, options.largest, result)
-        multiprocessing.spawn(on_rank, arguments, nprocs=RANKS)
-        rows = [Row(**row) for row in json.loads(Path(result).read_text())]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows = on_ranks(against_reference, options.steps)
+    for classes in (BASE.num_classes, options.largest):
+        rows += on_ranks(by_size, options.steps, classes)
     table = report(rows)
     Console(soft_wrap=True).print(f"{machine()}\n\n{table}", markup=False, highlight=False)
     if options.write:

@@ -1,4 +1,4 @@
-"""A run as a page: loss curves from metrics.jsonl, a table of facts, pictures.
+"""A run as a page: loss curves and the banks' health from metrics.jsonl, the banks in two dimensions, a table of facts, pictures.
 
 python -m tools.report --run output/demo/run --output report.html [--facts summary.json] [--picture selected.gif]
 """
@@ -19,6 +19,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from tools.bank_picture import heads, picture
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -64,11 +66,52 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def page(title: str, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], pictures: Sequence[Path]) -> str:
+def bank_curves(records: Sequence[Mapping[str, Any]], head: str) -> bytes:
+    """PNG: what the looks at a head's bank found, one small chart a number."""
+    prefix = f"bank/{head}/"
+    names = [key for key in dict.fromkeys(key for record in records for key in record) if key.startswith(prefix)]
+    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(11, 4.2), dpi=110, squeeze=False)
+    for panel, name in zip(axes.flat, names, strict=False):
+        seen = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        panel.plot(*zip(*seen, strict=True), marker="o", markersize=2.5, linewidth=1)
+        panel.set_title(name.removeprefix(prefix).replace("_", " "), fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+    for panel in axes.flat[len(names) :]:
+        panel.axis("off")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def bank_figures(run: Path, records: Sequence[Mapping[str, Any]]) -> list[tuple[bytes, str, str]]:
+    """Pictures of every bank that the run looked at: data, kind and caption.
+
+    Raises:
+        ValueError: a snapshot is damaged.
+    """
+    figures = []
+    for head in heads(run):
+        if any(key.startswith(f"bank/{head}/") for record in records for key in record):
+            figures.append((bank_curves(records, head), "png", f"Bank {head}: what the looks at it found, over steps"))
+        caption = f"Bank {head}: a batch (dots) and the centres it names (crosses) on their two principal axes"
+        figures.append((picture(run, head), "png", caption))
+    return figures
+
+
+def page(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    pictures: Sequence[Path],
+    banks: Sequence[tuple[bytes, str, str]] = (),
+) -> str:
     """The report as one self-contained HTML text."""
     shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in facts.items()}
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in shown.items())
-    figures = [(loss_curve(records), "png", "Loss of each head")]
+    figures = [(loss_curve(records), "png", "Loss of each head"), *banks]
     figures += [(path.read_bytes(), path.suffix.lstrip("."), path.stem.replace("_", " ")) for path in pictures]
     images = "".join(
         f'<figure><img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" alt="{html.escape(caption)}">'
@@ -93,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         facts = json.loads(options.facts.read_text()) if options.facts else {}
-        options.output.write_text(page(str(options.run), read_metrics(options.run), facts, options.picture))
+        records = read_metrics(options.run)
+        banks = bank_figures(options.run, records)
+        options.output.write_text(page(str(options.run), records, facts, options.picture, banks))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
