@@ -179,7 +179,7 @@ def report(rows: Sequence[Row]) -> str:
         "| bank | side | step, s | forward | backward | optimizer | a step adds, MB | time against reference | memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    first = {}
+    first: dict[str, Row] = {}
     for row in rows:
         other = first.setdefault(row.case, row)
         times = "" if other is row else f"{other.seconds / row.seconds:.1f} x faster"

@@ -84,7 +84,7 @@ class ReferenceBank(nn.Module):
     def _slot(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         owned = len(self.weight)
         labels = torch.where((labels >= self.lo) & (labels < self.lo + owned), labels - self.lo, -1)
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.sample_rate < 1:
             positives = labels[labels >= 0].unique()
             order = torch.rand(owned)
