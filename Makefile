@@ -9,7 +9,7 @@ RUN := . $(VENV)/bin/activate &&
 TF4 := .cache/transformers4
 TF4_PACKAGES := "transformers==4.57.6" "huggingface-hub<1" "tokenizers>=0.22,<0.23" requests urllib3 charset-normalizer certifi
 
-.PHONY: demo test test-hf4 lint install schema clean
+.PHONY: demo test test-hf4 bench lint install schema clean
 
 demo: $(VENV)/installed
 	$(RUN) python -m tools.demo --output output/demo
@@ -19,6 +19,10 @@ test: $(VENV)/installed test-hf4
 
 test-hf4: $(TF4)/installed
 	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest --disable-warnings tests/onevision_encoder
+
+# Both sides of every comparison in one run; prints tables. Needs about 15 GB and the machine to itself.
+bench: $(VENV)/installed
+	$(RUN) python -m benchmarks.concept_bank
 
 lint: $(VENV)/installed
 	$(RUN) ruff check . && ruff format --check . && mypy megatron_ovenc onevision_encoder codec launch eval tools benchmarks

@@ -34,6 +34,9 @@ def test_keys_are_those_of_every_machine():
     """Frozen: another value would change the negatives of every resumed run."""
     assert draw_key(0, "image", "negatives", 7) == 0x52A37EECAFB16DB2
     assert scramble(torch.tensor([0, 1, 4095]), 0x0123456789ABCDEF).tolist() == [476226723, 4113150310, 906514537]
+    rows = drawn(10_000, 0.002, 0x52A37EECAFB16DB2, 0, 10_000, CPU).nonzero().flatten().tolist()
+    assert rows[:8] == [192, 500, 643, 1251, 1486, 2862, 3600, 4029]
+    assert rows[-4:] == [8659, 8956, 9527, 9625]  # in the bank's short last block
 
 
 @pytest.mark.parametrize("classes", [1, 9, BLOCK_ROWS, BLOCK_ROWS + 1, 3 * BLOCK_ROWS - 5])
