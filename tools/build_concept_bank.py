@@ -108,7 +108,7 @@ def _cluster_and_label(
 ) -> Clustering:
     """Find the centres and write them and every shard's labels."""
     try:
-        from tools.bank.kmeans import Points, spherical_kmeans
+        from tools.bank.kmeans import Points, flat_kmeans
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{error}; clustering needs faiss: pip install 'megatron-ovenc[bank]', or faiss-gpu"
@@ -117,7 +117,7 @@ def _cluster_and_label(
     points = Points(matrix=store.matrix, rows=store.good)
     with Progress(console=console) as progress:
         task = progress.add_task("k-means", total=options.iterations)
-        clustering = spherical_kmeans(
+        clustering = flat_kmeans(
             points,
             options.concepts,
             iterations=options.iterations,
@@ -173,7 +173,7 @@ def _report(
         "labels_per_sample": options.labels,
         "cluster_size": {"min": int(sizes.min()), "median": float(np.median(sizes)), "max": int(sizes.max())},
         "empty_clusters": int((sizes == 0).sum()),
-        "empty_clusters_repaired": clustering.repaired,
+        "empty_clusters_repaired": clustering.empty_repaired,
         "mean_cosine_to_own_centre": clustering.mean_cosine,
         "rounds": clustering.rounds,
         "seed": options.seed,

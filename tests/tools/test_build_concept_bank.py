@@ -24,7 +24,7 @@ from tests.data.samples import clip_bytes, coded_frames, image_bytes, image_head
 from tools.bank import kmeans
 from tools.bank.descriptors import CLIP_WIDTH, PICTURE_WIDTH, clip_descriptor, picture_descriptor
 from tools.bank.features import PROGRESS, extract
-from tools.bank.kmeans import Points, nearest, spherical_kmeans
+from tools.bank.kmeans import Points, nearest, flat_kmeans
 from tools.bank.spaces import FeatureSpace, open_space
 from tools.build_concept_bank import EXIT_BAD_SAMPLES, main
 
@@ -50,13 +50,13 @@ def test_planted_clusters_are_recovered(block: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kmeans, "BLOCK", block)
     matrix, owners = planted(12, 25)
     points = everything(matrix)
-    found = spherical_kmeans(points, 12, iterations=20, seed=0)
+    found = flat_kmeans(points, 12, iterations=20, seed=0)
     assert np.allclose(np.linalg.norm(found.centres, axis=1), 1, atol=1e-5)
     assert found.sizes.tolist() == [25] * 12
     assert found.mean_cosine > 0.98
     labels = np.concatenate([near[:, 0] for _, near, _ in nearest(points, found.centres, 3)])
     assert len({(label, owner) for label, owner in zip(labels, owners, strict=True)}) == 12
-    again = spherical_kmeans(points, 12, iterations=20, seed=0)
+    again = flat_kmeans(points, 12, iterations=20, seed=0)
     assert np.array_equal(found.centres, again.centres)
 
 
@@ -64,7 +64,7 @@ def test_centres_are_the_mean_directions_and_the_nearest_come_first(monkeypatch:
     monkeypatch.setattr(kmeans, "BLOCK", 64)
     matrix, _ = planted(5, 30, noise=0.2)
     points = everything(matrix)
-    found = spherical_kmeans(points, 5, iterations=100, seed=1)
+    found = flat_kmeans(points, 5, iterations=100, seed=1)
     unit = points.take(np.arange(len(points)))
     cosines = unit @ found.centres.T
     for cluster in range(5):
@@ -85,21 +85,21 @@ def test_empty_clusters_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
         return points.take(np.array([0, 0, 0, 0, 0, 1]))
 
     monkeypatch.setattr(kmeans, "_seed", poor_seeds)
-    found = spherical_kmeans(everything(matrix), 6, iterations=20, seed=0)
-    assert found.repaired > 0
+    found = flat_kmeans(everything(matrix), 6, iterations=20, seed=0)
+    assert found.empty_repaired > 0
     assert found.sizes.tolist() == [20] * 6
 
 
 def test_as_many_concepts_as_points_and_more_than_distinct_points() -> None:
     matrix, _ = planted(4, 3, noise=0.3)
-    alone = spherical_kmeans(everything(matrix), 12, iterations=5, seed=0)
+    alone = flat_kmeans(everything(matrix), 12, iterations=5, seed=0)
     assert alone.sizes.tolist() == [1] * 12
     doubled = np.repeat(matrix[:3], 4, axis=0)
-    few = spherical_kmeans(everything(doubled), 5, iterations=5, seed=0)
+    few = flat_kmeans(everything(doubled), 5, iterations=5, seed=0)
     assert np.count_nonzero(few.sizes) == 3
     assert np.isfinite(few.centres).all()
     with pytest.raises(ValueError, match=r"--concepts is 13.* 12 samples"):
-        spherical_kmeans(everything(matrix), 13, iterations=5, seed=0)
+        flat_kmeans(everything(matrix), 13, iterations=5, seed=0)
 
 
 def picture(colour: int, seed: int, side: int = 32) -> bytes:
