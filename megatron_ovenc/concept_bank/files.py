@@ -8,8 +8,8 @@
     |                                           order of their rows, "provenance": [{...}, ...]}
     `-- bank-00000-of-00004.safetensors, ...   tensor `weight` [n, D]
 
-Centres are float32, float16 or bfloat16. `open_bank` reads headers alone; `StoredBank.read` maps the files and touches the rows that
-were asked for. SHA-256s are of whole files, so it is tools.reshard_bank that checks them, not every rank of every run.
+Centres are float32, float16 or bfloat16. `open_bank` reads headers alone; `StoredBank.read` maps the files and touches the rows
+that were asked for. SHA-256s are of whole files, so it is tools.reshard_bank that checks them, not every rank of every run.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _open_parts(pattern: Path) -> StoredBank:
         lo, hi = part_range(bank.num_classes, len(bank.parts), number)
         if part.rows != hi - lo:
             raise BankFileError(
-                f"{part.path.name} has {part.rows} rows, but in {len(bank.parts)} parts of {bank.num_classes} rows in all it would have "
-                f"{hi - lo} (the first {bank.num_classes % len(bank.parts)} have one more); a part is missing or of another bank"
+                f"{part.path.name} has {part.rows} rows, but in {len(bank.parts)} parts of {bank.num_classes} rows it would "
+                f"have {hi - lo} (the first {bank.num_classes % len(bank.parts)} have one more); a part is missing or of another bank"
             )
     return bank
 
@@ -183,16 +183,16 @@ def _open_directory(folder: Path) -> StoredBank:
         part = _open_part(folder / name)
         if part.rows != rows or part.path.stat().st_size != size:
             raise BankFileError(
-                f"{name} has {part.rows} rows in {part.path.stat().st_size} bytes, but {INDEX} says {rows} in {size}; copy the whole "
-                f"directory again"
+                f"{name} has {part.rows} rows in {part.path.stat().st_size} bytes, but {INDEX} says {rows} in {size}; copy the "
+                f"whole directory again"
             )
         parts.append(part)
     bank = StoredBank(parts=tuple(parts), provenance=provenance, checksums=tuple(str(entry[3]) for entry in files))
     _check_alike(bank)
     if (bank.num_classes, bank.width, bank.dtype) != claimed:
         raise BankFileError(
-            f"its files hold {bank.dtype} {[bank.num_classes, bank.width]}, but {INDEX} says {claimed[2]} {list(claimed[:2])}; copy the "
-            f"whole directory again"
+            f"its files hold {bank.dtype} {[bank.num_classes, bank.width]}, but {INDEX} says {claimed[2]} {list(claimed[:2])}; "
+            f"copy the whole directory again"
         )
     return bank
 

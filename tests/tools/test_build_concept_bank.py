@@ -24,7 +24,7 @@ from tests.data.samples import clip_bytes, coded_frames, image_bytes, image_head
 from tools.bank import kmeans
 from tools.bank.descriptors import CLIP_WIDTH, PICTURE_WIDTH, clip_descriptor, picture_descriptor
 from tools.bank.features import PROGRESS, extract
-from tools.bank.kmeans import Points, nearest, flat_kmeans
+from tools.bank.kmeans import Points, flat_kmeans, nearest
 from tools.bank.spaces import FeatureSpace, open_space
 from tools.build_concept_bank import EXIT_BAD_SAMPLES, main
 

@@ -1,8 +1,9 @@
 """Spherical k-means with faiss as the search: unit vectors, cosine, on GPUs where faiss has them.
 
 Points may live on disk: every pass reads them in blocks, so memory holds the centres, a sum a centre and eight bytes a point.
-`flat_kmeans` compares every point with every centre; tools.bank.two_level does not. Seeds are drawn by k-means++ (each with probability proportional to its distance 1 - cosine from the seeds before it; Arthur and
-Vassilvitskii, 2007) in passes that at most double their number. The same points and seed give the same centres.
+`flat_kmeans` compares every point with every centre; tools.bank.two_level does not. Seeds are drawn by k-means++ (each with
+probability proportional to its distance 1 - cosine from the seeds before it; Arthur and Vassilvitskii, 2007) in passes that at most
+double their number. The same points and seed give the same centres.
 """
 
 from __future__ import annotations

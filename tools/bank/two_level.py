@@ -99,23 +99,23 @@ def _fine(points: Points, cells: np.ndarray, concepts: int, rng: np.random.Gener
 
 
 def allocate(weights: np.ndarray, limits: np.ndarray, total: int) -> np.ndarray:
-    """Split `total` in proportion to weights: int64 [K], at least 1 and at most the limit where that is not 0, by largest remainders.
+    """Split `total` in proportion to weights, rounded by largest remainders: int64 [K], from 1 (or 0 of 0) to the limits.
 
     Args:
         weights: [K], not negative.
         limits: int [K], whose sum is at least `total`.
         total: at least the number of limits that are not 0.
     """
-    shares = np.minimum(limits, 1).astype(np.int64)
-    while (left := total - shares.sum()) > 0:
-        room = limits > shares
-        weight = np.where(room, np.maximum(weights, 1e-12), 0)
-        # What a cell is short of its due; those that are over it get nothing more.
-        due = np.maximum(weight / weight.sum() * (left + shares[room].sum()) - np.where(room, shares, 0), 0)
-        due *= left / due.sum()
-        more = np.minimum(np.floor(due).astype(np.int64), limits - shares)
-        if not more.any():
-            more[np.lexsort((np.arange(len(due)), -due))[: int(left)]] = 1
-            more[~room] = 0
-        shares += more
+    weights = np.maximum(
+        weights, 1e-9 * max(weights.max(), 1e-9)
+    )  # so that even cells of equal points grow where all must
+    least, low, high = np.minimum(limits, 1), 0.0, 2 * float((limits / weights).max())
+    for _ in range(200):
+        scale = (low + high) / 2
+        low, high = (scale, high) if np.clip(scale * weights, least, limits).sum() < total else (low, scale)
+    due = np.clip(high * weights, least, limits)
+    shares = np.floor(due).astype(np.int64)
+    order = np.argsort(shares - due, kind="stable")
+    more = order[(shares < limits)[order]][: total - shares.sum()]
+    shares[more] += 1
     return shares
