@@ -113,12 +113,13 @@ def lloyd(
     *,
     iterations: int,
     rng: np.random.Generator,
+    tolerance: float = 0.0,
     on_round: Callable[[], object] | None = None,
 ) -> Clustering:
     """Move centres to the mean directions of the points that are nearest to them, round by round.
 
     An empty cluster, and at the end one of two with the same centre, starts again from a point drawn as the seeds were, far from
-    all centres. Ends early when no point changes its cluster.
+    all centres. Ends early when no point changes its cluster, or a round wins little.
 
     Args:
         points: N of them.
@@ -126,6 +127,7 @@ def lloyd(
         search: finds the nearest centre of every point.
         iterations: most rounds, up to a few more while a cluster is empty or doubled.
         rng: draws points for such clusters.
+        tolerance: least share of the error, the mean of 1 - cosine, that a round must win for another to follow.
         on_round: called after each round.
     """
     owners, cosines = _nearest_one(points, centres, search)
@@ -154,12 +156,13 @@ def lloyd(
         empty_repaired += len(moved) - doubled
         duplicates_repaired += doubled
         centres = _unit_or(sums, centres)
-        before = owners
+        before, error = owners, 1 - cosines.mean(dtype=np.float64)
         owners, cosines = _nearest_one(points, centres, search)
         rounds += 1
         if on_round is not None:
             on_round()
-        settled = not len(empty) and np.array_equal(owners, before)
+        won = error - (1 - cosines.mean(dtype=np.float64))
+        settled = not len(empty) and (np.array_equal(owners, before) or won < tolerance * error)
     return Clustering(
         centres=centres,
         sizes=sizes,

@@ -6,16 +6,22 @@ N * (1 + probe) * sqrt(C) products instead of N * C.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import faiss
 import numpy as np
 
 from tools.bank.kmeans import Clustering, Points, flat_kmeans, lloyd, nearest, on_gpus
 
+T = TypeVar("T")
+
 POINTS_A_CELL = 256
 """Points a cell that the cells are found with."""
+TOLERANCE = 5e-4
+"""Rounds over all points end when one lowers the error by less than this share of it: most is won inside the cells."""
 CELL_ROUNDS = 10
 """Rounds of k-means for the cells, and for the centres in each of them."""
 
@@ -33,19 +39,58 @@ class ProbedSearch:
         self, points: Points, centres: np.ndarray, count: int
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """As `nearest`. A point whose cells hold fewer than `count` centres is compared with all."""
-        quantizer = faiss.IndexFlatIP(self.cells.shape[1])
-        quantizer.add(self.cells)
-        index = faiss.IndexIVFFlat(quantizer, self.cells.shape[1], len(self.cells), faiss.METRIC_INNER_PRODUCT)
-        index.add(np.ascontiguousarray(centres, np.float32))
-        index.nprobe = min(self.probe, len(self.cells))
-        index = on_gpus(index)
+        cells = faiss.IndexFlatIP(self.cells.shape[1])
+        cells.add(self.cells)
+        probe = min(self.probe, len(self.cells))
+        centres = np.ascontiguousarray(centres, np.float32)
+        if faiss.get_num_gpus() > 0:
+            inverted = faiss.IndexIVFFlat(cells, cells.d, len(self.cells), faiss.METRIC_INNER_PRODUCT)
+            inverted.add(centres)
+            inverted.nprobe = probe
+            search = on_gpus(inverted).search
+        else:
+            search = _Grouped(cells, centres, probe).search
         for numbers, block in points.blocks():
-            cosines, found = index.search(block, count)
+            cosines, found = search(block, count)
             if len(short := np.flatnonzero(found[:, -1] < 0)):
                 few = Points(matrix=block[short], rows=np.arange(len(short)))
                 for part, whole, values in nearest(few, centres, count):
                     found[short[part]], cosines[short[part]] = whole, values
             yield numbers, found, cosines
+
+
+class _Grouped:
+    """What faiss' IndexIVFFlat computes, with the points of a block grouped by cell: one matrix product a cell.
+
+    On a CPU the index itself goes point by point, which takes several times as long.
+    """
+
+    def __init__(self, cells: faiss.IndexFlatIP, centres: np.ndarray, probe: int) -> None:
+        self._cells, self._probe = cells, probe
+        home = cells.search(centres, 1)[1][:, 0]
+        order = np.argsort(home, kind="stable")
+        self._members = np.split(order, np.cumsum(np.bincount(home, minlength=cells.ntotal))[:-1])
+        self._centres = [centres[members] for members in self._members]
+
+    def search(self, block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines float32 [n, count], largest first, and centres int64 [n, count]; where there are too few, -1."""
+        _, probed = self._cells.search(block, self._probe)
+        found = np.full((probed.size, count), -1, np.int64)
+        cosines = np.full((probed.size, count), -np.inf, np.float32)
+        pairs = np.argsort(probed, axis=None, kind="stable")
+        groups = np.split(pairs, np.cumsum(np.bincount(probed.ravel(), minlength=self._cells.ntotal))[:-1])
+
+        def search_cell(cell: int) -> None:
+            group, members = groups[cell], self._members[cell]
+            if len(group) and len(members):
+                kept, queries = min(count, len(members)), block[group // self._probe]
+                values, near = faiss.knn(queries, self._centres[cell], kept, faiss.METRIC_INNER_PRODUCT)
+                cosines[group, :kept], found[group, :kept] = values, members[near]
+
+        _in_threads(search_cell, range(len(groups)))
+        found, cosines = found.reshape(len(block), -1), cosines.reshape(len(block), -1)
+        best = cosines.argmax(axis=1)[:, None] if count == 1 else np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(cosines, best, 1), np.take_along_axis(found, best, 1)
 
 
 def two_level_kmeans(
@@ -77,7 +122,8 @@ def two_level_kmeans(
     cells = flat_kmeans(sample, count, iterations=CELL_ROUNDS, seed=seed).centres
     search = ProbedSearch(cells=cells, probe=probe)
     seeds = _fine(points, cells, concepts, rng)
-    return lloyd(points, seeds, search, iterations=iterations, rng=rng, on_round=on_round), search
+    found = lloyd(points, seeds, search, iterations=iterations, tolerance=TOLERANCE, rng=rng, on_round=on_round)
+    return found, search
 
 
 def _fine(points: Points, cells: np.ndarray, concepts: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,13 +135,20 @@ def _fine(points: Points, cells: np.ndarray, concepts: int, rng: np.random.Gener
     order = np.argsort(owners, kind="stable")
     sizes = np.bincount(owners, minlength=len(cells))
     shares = allocate(spread, sizes, concepts)
-    centres = []
-    for members, share in zip(np.split(order, np.cumsum(sizes)[:-1]), shares, strict=True):
-        if share:
-            inside = Points(matrix=points.take(members), rows=np.arange(len(members)))
-            found = flat_kmeans(inside, int(share), iterations=CELL_ROUNDS, seed=int(rng.integers(2**31)))
-            centres.append(found.centres)
-    return np.concatenate(centres)
+    members = np.split(order, np.cumsum(sizes)[:-1])
+    seeds = rng.integers(2**31, size=len(cells))
+
+    def inside(cell: int) -> np.ndarray:
+        own = Points(matrix=points.take(members[cell]), rows=np.arange(sizes[cell]))
+        return flat_kmeans(own, int(shares[cell]), iterations=CELL_ROUNDS, seed=int(seeds[cell])).centres
+
+    return np.concatenate(_in_threads(inside, np.flatnonzero(shares).tolist()))
+
+
+def _in_threads(function: Callable[[int], T], items: Iterable[int]) -> list[T]:
+    """Results in order. As many threads as faiss takes, of which each computes alone: many small products, not a few large ones."""
+    with ThreadPoolExecutor(faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, items))
 
 
 def allocate(weights: np.ndarray, limits: np.ndarray, total: int) -> np.ndarray:
