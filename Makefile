@@ -21,7 +21,7 @@ test-hf4: $(TF4)/installed
 	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest --disable-warnings tests/onevision_encoder
 
 lint: $(VENV)/installed
-	$(RUN) ruff check . && ruff format --check . && mypy megatron_ovenc onevision_encoder codec launch eval tools
+	$(RUN) ruff check . && ruff format --check . && mypy megatron_ovenc onevision_encoder codec launch eval tools benchmarks
 
 schema: $(VENV)/installed
 	$(RUN) python -m megatron_ovenc.config.schema > configs/schema.json

@@ -114,8 +114,8 @@ def table(result: dict[str, Any]) -> str:
     found, machine = result["agreement_of_10_labels"], result["machine"]
     return "\n".join(lines) + (
         f"\n\n{result['samples']} x {result['width']} points, {result['concepts']} centres, seed {result['seed']}, "
-        f"{machine['threads']} threads on {machine['processor']} ({machine['cores']} cores), faiss {machine['faiss']}, numpy {machine['numpy']}. Of "
-        f"{found['points']} points, the search of cells finds the nearest centre of {100 * found['nearest']:.2f} % and "
+        f"{machine['threads']} threads on {machine['processor']} ({machine['cores']} cores), "
+        f"faiss {machine['faiss']}, numpy {machine['numpy']}. Of {found['points']} points, the search of cells finds the nearest centre of {100 * found['nearest']:.2f} % and "
         f"{100 * found['labels']:.2f} % of the 10 nearest.\n"
     )
 

@@ -145,7 +145,7 @@ def _open_parts(pattern: Path) -> StoredBank:
         if part.rows != hi - lo:
             raise BankFileError(
                 f"{part.path.name} has {part.rows} rows, but in {len(bank.parts)} parts of {bank.num_classes} rows it would "
-                f"have {hi - lo} (the first {bank.num_classes % len(bank.parts)} have one more); a part is missing or of another bank"
+                f"have {hi - lo} (the first {bank.num_classes % len(bank.parts)} have one more); one is missing or of another bank"
             )
     return bank
 

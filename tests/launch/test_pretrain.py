@@ -87,6 +87,7 @@ def pretrain(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         ("run_dir={file}/run", "run_dir="),
         ("model.init={file}", "cannot be read as a state dict"),
         ("heads.image.bank.init=none.npy", "heads.image.bank.init=none.npy: there is no such file"),
+        ("heads.image.bank.init={file}", "is neither a .safetensors, a .npy nor a .pt file"),
         ("heads.image.bank.num_classes=5", "set heads.image.bank.num_classes"),
     ],
 )
