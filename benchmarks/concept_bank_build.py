@@ -112,12 +112,14 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {row['rounds']} | {row['seconds']:.1f} | {row['mean_squared_error']:.4f} |")
     lines.append(f"| ratio | | {result['time_ratio']:.3f} | {result['error_ratio']:.4f} |")
     found, machine = result["agreement_of_10_labels"], result["machine"]
-    return "\n".join(lines) + (
-        f"\n\n{result['samples']} x {result['width']} points, {result['concepts']} centres, seed {result['seed']}, "
-        f"{machine['threads']} threads on {machine['processor']} ({machine['cores']} cores), "
-        f"faiss {machine['faiss']}, numpy {machine['numpy']}. Of {found['points']} points, the search of cells finds the nearest centre of {100 * found['nearest']:.2f} % and "
-        f"{100 * found['labels']:.2f} % of the 10 nearest.\n"
-    )
+    setting = [
+        f"{result['samples']} x {result['width']} points, {result['concepts']} centres, seed {result['seed']}",
+        f"{machine['threads']} threads on {machine['processor']} ({machine['cores']} cores)",
+        f"faiss {machine['faiss']}, numpy {machine['numpy']}.",
+        f"Of {found['points']} points, the search of cells finds the nearest centre of {100 * found['nearest']:.2f} %",
+        f"and {100 * found['labels']:.2f} % of the 10 nearest.",
+    ]
+    return "\n".join([*lines, "", *setting, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

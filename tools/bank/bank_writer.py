@@ -80,26 +80,13 @@ def write_bank(
     _check(output, shards, form, dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
     ranges = [part_range(bank.num_classes, shards, part) for part in range(shards)]
-    folder = not CONVERSION.search(output.name) and output.suffix != f".{form}"
-    if folder:
-        finals = [output / f"bank-{part:05d}-of-{shards:05d}.{form}" for part in range(shards)]
-        staged = output.with_name(f"{output.name}.tmp")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        temporaries = [staged / path.name for path in finals]
-    else:
-        finals = (
-            [output.with_name(output.name % part) for part in range(shards)]
-            if shards > 1 or "%" in output.name
-            else [output]
-        )
-        temporaries = [path.with_name(f"{path.name}.tmp") for path in finals]
+    finals, temporaries = _places(output, shards, form)
     write = _write_pt if form == "pt" else _write_plain
     digests = [
         write(path, form, (hi - lo, bank.width), dtype, _blocks(bank, lo, hi, dtype, on_rows))
         for path, (lo, hi) in zip(temporaries, ranges, strict=True)
     ]
-    if folder:
+    if finals[0].parent == output:
         sizes = [path.stat().st_size for path in temporaries]
         index = {
             "format": INDEX_FORMAT,
@@ -113,11 +100,27 @@ def write_bank(
             ],
             "provenance": list(provenance),
         }
+        staged = temporaries[0].parent
         (staged / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         os.replace(staged, output)
     else:
         for temporary, final in reversed(list(zip(temporaries, finals, strict=True))):
             os.replace(temporary, final)
+
+
+def _places(output: Path, shards: int, form: Format) -> tuple[list[Path], list[Path]]:
+    """Where the files will lie, and where they are written; in a directory of that name, if it is to be one."""
+    if CONVERSION.search(output.name):
+        finals = [output.with_name(output.name % part) for part in range(shards)]
+    elif output.suffix:
+        finals = [output]
+    else:
+        finals = [output / f"bank-{part:05d}-of-{shards:05d}.{form}" for part in range(shards)]
+        staged = output.with_name(f"{output.name}.tmp")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        return finals, [staged / path.name for path in finals]
+    return finals, [path.with_name(f"{path.name}.tmp") for path in finals]
 
 
 def _check(output: Path, shards: int, form: Format, dtype: str) -> None:

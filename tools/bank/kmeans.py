@@ -145,15 +145,11 @@ def lloyd(
         empty = np.flatnonzero(sizes == 0)
         if done and (not len(empty) or rounds >= iterations + _EXTRA):
             break
-        # A point that is alone in its cluster founds no other.
-        moved = _draw(points, np.where(sizes[owners] == 1, 1, cosines), len(empty), rng)
-        if done and not len(moved):
+        founded = _found(points, sums, sizes, owners, cosines, empty, rng)
+        if done and not len(founded):
             break
-        for cluster, number, point in zip(empty, moved, points.take(moved), strict=False):
-            sums[owners[number]] -= point
-            sums[cluster] = point
-        doubled = sum(int(cluster) in twins for cluster in empty[: len(moved)])
-        empty_repaired += len(moved) - doubled
+        doubled = sum(cluster in twins for cluster in founded)
+        empty_repaired += len(founded) - doubled
         duplicates_repaired += doubled
         centres = _unit_or(sums, centres)
         before, error = owners, 1 - cosines.mean(dtype=np.float64)
@@ -172,6 +168,24 @@ def lloyd(
         duplicates=len(twins),
         rounds=rounds,
     )
+
+
+def _found(
+    points: Points,
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    owners: np.ndarray,
+    cosines: np.ndarray,
+    empty: np.ndarray,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Move points far from their centres out of these' sums into those of empty clusters; returns the clusters that got one."""
+    # A point that is alone in its cluster founds no other.
+    moved = _draw(points, np.where(sizes[owners] == 1, 1, cosines), len(empty), rng)
+    for cluster, number, point in zip(empty, moved, points.take(moved), strict=False):
+        sums[owners[number]] -= point
+        sums[cluster] = point
+    return empty[: len(moved)].tolist()
 
 
 def nearest(points: Points, centres: np.ndarray, count: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
