@@ -71,6 +71,7 @@ def measure(samples: int, concepts: int, width: int, seed: int) -> dict[str, Any
     begin = time.perf_counter()
     ours, search = two_level_kmeans(points, concepts, iterations=ITERATIONS, probe=PROBE, seed=seed)
     our_seconds = time.perf_counter() - begin
+    assert flat.centroids is not None
     flat_error, our_error = mean_squared_error(points, flat.centroids), mean_squared_error(points, ours.centres)
     return {
         "samples": samples,

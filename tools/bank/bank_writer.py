@@ -189,6 +189,5 @@ def _write_pt(path: Path, form: Format, shape: tuple[int, int], dtype: str, bloc
     return ""
 
 
-def _content(block: Tensor) -> memoryview:
-    """The bytes of contiguous rows."""
-    return memoryview(block.contiguous().view(torch.uint8).numpy()).cast("B")
+def _content(block: Tensor) -> bytes:
+    return block.contiguous().view(torch.uint8).numpy().tobytes()

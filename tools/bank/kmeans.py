@@ -96,14 +96,23 @@ def flat_kmeans(
     Raises:
         ValueError: C < 1, or C > N.
     """
+    check_concepts(points, concepts)
+    rng = np.random.default_rng(seed)
+    centres = _seed(points, concepts, rng)
+    return lloyd(points, centres, nearest, iterations=iterations, rng=rng, on_round=on_round)
+
+
+def check_concepts(points: Points, concepts: int) -> None:
+    """Refuse more centres than points.
+
+    Raises:
+        ValueError: C < 1, or C > N.
+    """
     if not 1 <= concepts <= len(points):
         raise ValueError(
             f"--concepts is {concepts}, but must be between 1 and the {len(points)} samples that have features; ask for fewer "
             f"concepts or give more samples"
         )
-    rng = np.random.default_rng(seed)
-    centres = _seed(points, concepts, rng)
-    return lloyd(points, centres, nearest, iterations=iterations, rng=rng, on_round=on_round)
 
 
 def lloyd(

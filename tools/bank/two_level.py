@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
 
-from tools.bank.kmeans import Clustering, Points, flat_kmeans, lloyd, nearest, on_gpus
+from tools.bank.kmeans import Clustering, Points, check_concepts, flat_kmeans, lloyd, nearest, on_gpus
 
 T = TypeVar("T")
 
@@ -47,11 +47,11 @@ class ProbedSearch:
             inverted = faiss.IndexIVFFlat(cells, cells.d, len(self.cells), faiss.METRIC_INNER_PRODUCT)
             inverted.add(centres)
             inverted.nprobe = probe
-            search = on_gpus(inverted).search
+            index: Any = on_gpus(inverted)
         else:
-            search = _Grouped(cells, centres, probe).search
+            index = _Grouped(cells, centres, probe)
         for numbers, block in points.blocks():
-            cosines, found = search(block, count)
+            cosines, found = index.search(block, count)
             if len(short := np.flatnonzero(found[:, -1] < 0)):
                 few = Points(matrix=block[short], rows=np.arange(len(short)))
                 for part, whole, values in nearest(few, centres, count):
@@ -115,6 +115,7 @@ def two_level_kmeans(
     Raises:
         ValueError: C < 1, or C > N.
     """
+    check_concepts(points, concepts)
     rng = np.random.default_rng(seed)
     count = max(1, round(concepts**0.5))
     drawn = np.sort(rng.choice(len(points), min(len(points), POINTS_A_CELL * count), replace=False))
