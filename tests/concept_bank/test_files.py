@@ -301,6 +301,25 @@ def test_an_interrupted_write_leaves_no_bank(folder: Path, monkeypatch: pytest.M
         assert torch.equal(open_bank(str(folder / name)).read(0, 7), WEIGHT)
 
 
+def test_an_interrupted_renaming_leaves_no_bank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three parts of 2 rows, the first or last two would look like a whole bank of 4."""
+    save_file({"weight": WEIGHT[:6]}, folder / "six.safetensors")
+    done: list[object] = []
+
+    def replace_once(*paths: object) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(paths)
+        Path(str(paths[0])).rename(Path(str(paths[1])))
+
+    monkeypatch.setattr(bank_writer.os, "replace", replace_once)
+    with pytest.raises(KeyboardInterrupt):
+        reshard(folder / "six.safetensors", folder / "new_%03d.npy", "--shards", "3", "--format", "npy")
+    assert len(list(folder.glob("new_???.npy"))) == 2
+    with pytest.raises(ValueError, match=r"new_000\.npy is missing"):
+        open_bank(str(folder / "new_%03d.npy"))
+
+
 def save_on_rank(topology: Topology, directory: Path) -> None:
     """Two banks as a run's checkpoint holds them."""
     checkpointer = Checkpointer(directory, 0, False, "")
