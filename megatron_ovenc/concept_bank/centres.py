@@ -6,13 +6,10 @@ would have it. The last ranks may own fewer rows, or none.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_ovenc.concept_bank.files import BankFileError, StoredBank, open_bank
 from megatron_ovenc.concept_bank.sampling import BLOCK_ROWS, draw_key
 
 INIT_STD = 0.01
@@ -40,43 +37,36 @@ def random_centres(num_classes: int, dim: int, seed: int, head: str, lo: int, hi
     return centres
 
 
-def stored_centres(path: str, num_classes: int, dim: int, head: str, lo: int, hi: int) -> Tensor:
-    """Rows [lo, hi) of a bank in a file; no other row is read.
+def check_centres(path: str, num_classes: int, dim: int, head: str) -> StoredBank:
+    """The bank at `path`, of whose files only the headers are read.
 
     Args:
-        path: `.npy`, or `.safetensors` with a tensor named `weight`; float32 [num_classes, dim].
+        path: anything that `files.open_bank` takes.
 
     Raises:
-        ValueError: the file is missing, of another kind, damaged, or holds another shape or type.
+        ValueError: it is missing, damaged or of another kind, or holds other than num_classes centres of width dim.
     """
     key = f"heads.{head}.bank.init={path}"
-    if not Path(path).is_file():
-        raise ValueError(f"{key}: there is no such file")
-    if path.endswith(".npy"):
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{key} is not a readable .npy file: {error}") from error
-        _check_centres(key, head, array.shape, str(array.dtype), "float32", (num_classes, dim))
-        return torch.from_numpy(np.array(array[lo:hi]))
-    if path.endswith(".safetensors"):
-        try:
-            with safe_open(path, framework="pt") as file:
-                if "weight" not in file.keys():  # noqa: SIM118 (not a mapping)
-                    raise ValueError(f"{key} has no tensor `weight`, only {sorted(file.keys())}")
-                stored = file.get_slice("weight")
-                _check_centres(key, head, stored.get_shape(), stored.get_dtype(), "F32", (num_classes, dim))
-                return stored[lo:hi] if lo < hi else torch.empty(0, dim)
-        except SafetensorError as error:
-            raise ValueError(f"{key} is not a readable .safetensors file: {error}") from error
-    raise ValueError(f"{key} is neither a .npy nor a .safetensors file")
-
-
-def _check_centres(
-    key: str, head: str, shape: tuple[int, ...], dtype: str, float32: str, wanted: tuple[int, int]
-) -> None:
-    if tuple(shape) != wanted or dtype != float32:
+    try:
+        bank = open_bank(path)
+    except BankFileError as error:
+        raise ValueError(f"{key}: {error}") from error
+    if (bank.num_classes, bank.width) != (num_classes, dim):
         raise ValueError(
-            f"{key} holds {dtype} {list(shape)}, but this run needs float32 {list(wanted)}: "
+            f"{key} holds {bank.dtype} {[bank.num_classes, bank.width]}, but this run needs {[num_classes, dim]}: "
             f"[heads.{head}.bank.num_classes, model.hidden_size]; choose another file or change those keys"
         )
+    return bank
+
+
+def stored_centres(path: str, num_classes: int, dim: int, head: str, lo: int, hi: int) -> Tensor:
+    """Rows [lo, hi) of a bank on disk, float32 [hi - lo, dim] whatever it is stored in; no other row is read.
+
+    Raises:
+        ValueError: as `check_centres`.
+    """
+    bank = check_centres(path, num_classes, dim, head)
+    try:
+        return bank.read(lo, hi).float()
+    except BankFileError as error:
+        raise ValueError(f"heads.{head}.bank.init={path}: {error}") from error

@@ -100,7 +100,8 @@ class BankConfig:
     chunk_rows: int | None = None
     """Rows whose logits exist at a time; memory only, results do not depend on it. Absent: what suits the device."""
     init: str | None = None
-    """`.npy` or `.safetensors` (tensor `weight`) of [C, D] initial centres; random N(0, 0.01) when absent."""
+    """Initial centres [C, D], float32, float16 or bfloat16: a `.safetensors`, `.npy` or `.pt` file, numbered parts such as
+    `bank_%03d.npy`, or a directory that tools.reshard_bank wrote; random N(0, 0.01) when absent. A resumed run ignores it."""
     lr_scale: float = 1.0
     """Factor on the schedule's learning rate for this bank."""
     weight_decay: float = 0.05

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from megatron_ovenc.concept_bank.centres import check_centres
 from megatron_ovenc.config import ConfigError, RunConfig, check, load
 from megatron_ovenc.data.check import check_source
 from megatron_ovenc.train.checkpoint import checkpoint_path, checkpoint_steps
@@ -47,8 +48,11 @@ def check_run(config: RunConfig, world_size: int) -> None:
 def _check_initial_weights(config: RunConfig) -> None:
     """Refuse initial weights that are not there or have another shape. A resumed run reads none."""
     for head in config.heads:
-        if head.bank.init is not None and not Path(head.bank.init).is_file():
-            raise ConfigError(f"heads.{head.name}.bank.init={head.bank.init}: there is no such file")
+        if head.bank.init is not None:
+            try:
+                check_centres(head.bank.init, head.bank.num_classes, config.model.hidden_size, head.name)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
     if config.model.init is None:
         return
     ours, theirs = config.model, read_model(Path(config.model.init))

@@ -31,7 +31,7 @@ def read_model(path: Path) -> ModelConfig:
     """
     if path.is_file():
         return _model_of_state(_read_pt(path), path)
-    checkpoint = _as_checkpoint(path)
+    checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         return load(checkpoint / "config.yaml").model
     try:
@@ -51,7 +51,7 @@ def read_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     model = read_model(path)
     if path.is_file():
         return model, _read_pt(path)
-    checkpoint = _as_checkpoint(path)
+    checkpoint = find_checkpoint(path)
     if checkpoint is None:
         return model, _read_safetensors(path)
     if problems := damage(checkpoint):
@@ -64,7 +64,7 @@ def read_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     return model, to_published({key.removeprefix(_ENCODER): tensor for key, tensor in tensors.items()}, model)
 
 
-def _as_checkpoint(path: Path) -> Path | None:
+def find_checkpoint(path: Path) -> Path | None:
     """`path` if it is a checkpoint, or the newest one of a run directory or its checkpoints directory."""
     if (path / MANIFEST).is_file():
         return path

@@ -7,10 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from megatron_ovenc.concept_bank import ConceptBank, row_range
-from megatron_ovenc.concept_bank.centres import INIT_STD, random_centres, stored_centres
+from megatron_ovenc.concept_bank.centres import INIT_STD, random_centres
 from megatron_ovenc.concept_bank.sampling import BLOCK_ROWS
 from megatron_ovenc.config.tree import BankConfig
 from megatron_ovenc.parallel.topology import Topology
@@ -46,61 +45,9 @@ def test_random_centres_differ_by_seed_and_head():
 
 @pytest.fixture
 def centres(tmp_path):
-    """The same bank in both formats."""
     weight = np.arange(35, dtype=np.float32).reshape(7, 5)
     np.save(tmp_path / "bank.npy", weight)
-    save_file({"weight": weight}, tmp_path / "bank.safetensors")
     return weight, tmp_path
-
-
-@pytest.mark.parametrize("name", ["bank.npy", "bank.safetensors"])
-def test_stored_centres_by_rows(centres, name):
-    weight, folder = centres
-    for world in (1, 2, 4, 9):
-        for rank in range(world):
-            lo, hi = row_range(7, world, rank)
-            rows = stored_centres(str(folder / name), 7, 5, "h", lo, hi)
-            assert rows.dtype == torch.float32
-            np.testing.assert_array_equal(rows.numpy(), weight[lo:hi])
-            rows.mul_(0)
-    np.testing.assert_array_equal(stored_centres(str(folder / name), 7, 5, "h", 0, 7).numpy(), weight)
-
-
-@pytest.mark.parametrize("name", ["bank.npy", "bank.safetensors"])
-@pytest.mark.parametrize("shape", [(8, 5), (7, 4), (7, 5, 1)])
-def test_stored_centres_of_another_shape(centres, name, shape):
-    _, folder = centres
-    with pytest.raises(ValueError, match=r"heads\.image\.bank\.init=.*bank.*\[7, 5\].*needs float32 \[") as error:
-        stored_centres(str(folder / name), shape[0], shape[1] if len(shape) == 2 else 6, "image", 0, 1)
-    assert "num_classes" in str(error.value)
-
-
-def test_stored_centres_that_are_not_a_bank(centres):
-    weight, folder = centres
-    np.save(folder / "half.npy", weight.astype(np.float16))
-    save_file({"weight": weight.astype(np.float16)}, folder / "half.safetensors")
-    save_file({"centres": weight}, folder / "named.safetensors")
-    np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    (folder / "bank.pt").write_bytes(b"x")
-    for name in ("bank.npy", "bank.safetensors"):
-        damaged = (folder / name).read_bytes()[:30]
-        (folder / f"damaged.{name}").write_bytes(damaged)
-        (folder / f"empty.{name}").write_bytes(b"")
-    reasons = {
-        "half.npy": "float16",
-        "half.safetensors": "F16",
-        "named.safetensors": "no tensor `weight`",
-        "objects.npy": "not a readable",
-        "bank.pt": "neither",
-        "absent.npy": "no such file",
-        "damaged.bank.npy": "not a readable",
-        "empty.bank.npy": "not a readable",
-        "damaged.bank.safetensors": "not a readable",
-        "empty.bank.safetensors": "not a readable",
-    }
-    for name, reason in reasons.items():
-        with pytest.raises(ValueError, match=rf"heads\.ocr\.bank\.init=.*{reason}"):
-            stored_centres(str(folder / name), 7, 5, "ocr", 0, 7)
 
 
 def init_on_rank(topology: Topology, init: str | None) -> np.ndarray:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import launch.pretrain
+from megatron_ovenc.config import load
 from tests.data.samples import clip_bytes, coded_frames, image_bytes, write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,7 @@ def pretrain(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         ("run_dir={file}/run", "run_dir="),
         ("model.init={file}", "cannot be read as a state dict"),
         ("heads.image.bank.init=none.npy", "heads.image.bank.init=none.npy: there is no such file"),
+        ("heads.image.bank.init={file}", "is neither a .safetensors, a .npy nor a .pt file"),
         ("heads.image.bank.num_classes=5", "set heads.image.bank.num_classes"),
     ],
 )
@@ -100,6 +102,35 @@ def test_refused_before_anything_starts(
     monkeypatch.setattr("torch.distributed.init_process_group", None)
     assert launch.pretrain.main(["--config", str(config), "--set", override.format(file=config)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "dtype", "message"),
+    [
+        (-1, 0, np.float32, "but this run needs"),
+        (0, 1, np.float16, "but this run needs"),
+        (0, 0, np.int32, "but centres are [C, D] of float32, float16, bfloat16"),
+    ],
+)
+def test_another_bank_is_refused_before_anything_starts(
+    config: Path,
+    rows: int,
+    width: int,
+    dtype: type,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.distributed.init_process_group", None)
+    run = load(config)
+    (head,) = (head for head in run.heads if head.name == "image")
+    np.save(tmp_path / "b_0.npy", np.zeros((head.bank.num_classes + rows, run.model.hidden_size + width), dtype))
+    override = f"heads.image.bank.init={tmp_path}/b_%d.npy"
+    assert launch.pretrain.main(["--config", str(config), "--set", override]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: heads.image.bank.init={tmp_path}/b_%d.npy")
+    assert message in error
 
 
 def test_refusal_is_a_sentence_and_an_exit_code(config: Path) -> None:

@@ -24,21 +24,24 @@ from tests.data.samples import clip_bytes, coded_frames, image_bytes, image_head
 from tools.bank import kmeans
 from tools.bank.descriptors import CLIP_WIDTH, PICTURE_WIDTH, clip_descriptor, picture_descriptor
 from tools.bank.features import PROGRESS, extract
-from tools.bank.kmeans import Points, nearest, spherical_kmeans
+from tools.bank.kmeans import Points, flat_kmeans, lloyd, nearest
 from tools.bank.spaces import FeatureSpace, open_space
+from tools.bank.two_level import ProbedSearch
 from tools.build_concept_bank import EXIT_BAD_SAMPLES, main
 
 COLOURS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230], [230, 230, 20]], np.uint8)
 
 
-def planted(clusters: int, each: int, width: int = 24, noise: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+def planted(
+    clusters: int, each: int, width: int = 24, noise: float = 0.02, dtype: type = np.float16
+) -> tuple[np.ndarray, np.ndarray]:
     """Points [clusters * each, width] of any length around random directions, and whose they are."""
     rng = np.random.default_rng(0)
     owners = rng.permutation(np.repeat(np.arange(clusters), each))
     directions = rng.standard_normal((clusters, width))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     points = directions[owners] + noise * rng.standard_normal((len(owners), width))
-    return (points * rng.uniform(0.5, 5, (len(owners), 1))).astype(np.float16), owners
+    return (points * rng.uniform(0.5, 5, (len(owners), 1))).astype(dtype), owners
 
 
 def everything(matrix: np.ndarray) -> Points:
@@ -50,13 +53,13 @@ def test_planted_clusters_are_recovered(block: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kmeans, "BLOCK", block)
     matrix, owners = planted(12, 25)
     points = everything(matrix)
-    found = spherical_kmeans(points, 12, iterations=20, seed=0)
+    found = flat_kmeans(points, 12, iterations=20, seed=0)
     assert np.allclose(np.linalg.norm(found.centres, axis=1), 1, atol=1e-5)
     assert found.sizes.tolist() == [25] * 12
     assert found.mean_cosine > 0.98
     labels = np.concatenate([near[:, 0] for _, near, _ in nearest(points, found.centres, 3)])
     assert len({(label, owner) for label, owner in zip(labels, owners, strict=True)}) == 12
-    again = spherical_kmeans(points, 12, iterations=20, seed=0)
+    again = flat_kmeans(points, 12, iterations=20, seed=0)
     assert np.array_equal(found.centres, again.centres)
 
 
@@ -64,7 +67,7 @@ def test_centres_are_the_mean_directions_and_the_nearest_come_first(monkeypatch:
     monkeypatch.setattr(kmeans, "BLOCK", 64)
     matrix, _ = planted(5, 30, noise=0.2)
     points = everything(matrix)
-    found = spherical_kmeans(points, 5, iterations=100, seed=1)
+    found = flat_kmeans(points, 5, iterations=100, seed=1)
     unit = points.take(np.arange(len(points)))
     cosines = unit @ found.centres.T
     for cluster in range(5):
@@ -85,21 +88,37 @@ def test_empty_clusters_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
         return points.take(np.array([0, 0, 0, 0, 0, 1]))
 
     monkeypatch.setattr(kmeans, "_seed", poor_seeds)
-    found = spherical_kmeans(everything(matrix), 6, iterations=20, seed=0)
-    assert found.repaired > 0
+    found = flat_kmeans(everything(matrix), 6, iterations=20, seed=0)
+    assert found.empty_repaired > 0
     assert found.sizes.tolist() == [20] * 6
+
+
+@pytest.mark.parametrize("two_level", [False, True])
+def test_doubled_centres_are_separated(two_level: bool) -> None:
+    matrix, owners = planted(6, 20, noise=1e-6, dtype=np.float32)
+    points = everything(matrix)
+    # Two of the six centres share a cluster, as different points of it; one cluster has none.
+    first = [int(np.flatnonzero(owners == cluster)[0]) for cluster in range(5)]
+    starts = points.take(np.array([*first, np.flatnonzero(owners == 0)[1]]))
+    search = ProbedSearch(cells=points.take(np.array(first[:3])), probe=3) if two_level else nearest
+    found = lloyd(points, starts, search, iterations=20, rng=np.random.default_rng(0))
+    assert (found.duplicates_repaired, found.duplicates) == (1, 0)
+    assert found.sizes.tolist() == [20] * 6
+    assert found.mean_cosine > 1 - 1e-5
 
 
 def test_as_many_concepts_as_points_and_more_than_distinct_points() -> None:
     matrix, _ = planted(4, 3, noise=0.3)
-    alone = spherical_kmeans(everything(matrix), 12, iterations=5, seed=0)
+    alone = flat_kmeans(everything(matrix), 12, iterations=5, seed=0)
     assert alone.sizes.tolist() == [1] * 12
     doubled = np.repeat(matrix[:3], 4, axis=0)
-    few = spherical_kmeans(everything(doubled), 5, iterations=5, seed=0)
+    few = flat_kmeans(everything(doubled), 5, iterations=5, seed=0)
     assert np.count_nonzero(few.sizes) == 3
+    # Three points differ, so two of five centres must be the same as another; that is said, not hidden.
+    assert few.duplicates == 2
     assert np.isfinite(few.centres).all()
     with pytest.raises(ValueError, match=r"--concepts is 13.* 12 samples"):
-        spherical_kmeans(everything(matrix), 13, iterations=5, seed=0)
+        flat_kmeans(everything(matrix), 13, iterations=5, seed=0)
 
 
 def picture(colour: int, seed: int, side: int = 32) -> bytes:
@@ -291,7 +310,7 @@ def test_our_encoder_gives_pooled_embeddings(our_model: Path) -> None:
     assert clips.finish([view, view]).shape == (2, 32)
 
 
-def test_another_model_is_averaged_over_frames(other_model: Path) -> None:
+def test_another_model_is_averaged_or_joined_over_frames(other_model: Path, our_model: Path) -> None:
     space = open_space(f"hf:{other_model}", "video", frames=3, size=None, device="cpu")
     samples = [np.random.default_rng(seed).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8) for seed in (0, 1)]
     model = ViTModel.from_pretrained(other_model).eval()
@@ -302,6 +321,15 @@ def test_another_model_is_averaged_over_frames(other_model: Path) -> None:
     assert space.prepare(clip_bytes(coded_frames(20))).shape == (3, 32, 32, 3)
     pictures = open_space(f"hf:{other_model}", "image", frames=3, size=None, device="cpu")
     assert pictures.prepare(picture(0, 0)).shape == (1, 32, 32, 3)
+    joined = open_space(f"hf:{other_model}", "video", frames=3, size=None, device="cpu", pool="concat")
+    assert joined.width == 3 * space.width
+    frames = np.stack([space.finish([frame[None] for frame in sample]) for sample in samples])
+    expected = frames / np.linalg.norm(frames, axis=2, keepdims=True)
+    assert np.allclose(joined.finish(samples), expected.reshape(2, -1), atol=1e-5)
+    assert joined.identity != space.identity
+    for kind, name in (("image", f"hf:{other_model}"), ("video", f"hf:{our_model}"), ("video", "descriptor")):
+        with pytest.raises(ValueError, match="--pool is concat, but"):
+            open_space(name, kind, frames=3, size=None, device="cpu", pool="concat")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot encode a picture of 64 x 64"):
         open_space(f"hf:{other_model}", "image", frames=3, size=64, device="cpu")
 

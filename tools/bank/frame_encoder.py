@@ -1,4 +1,4 @@
-"""Any vision model of transformers as a feature extractor: frame by frame, averaged over a clip."""
+"""Any vision model of transformers as a feature extractor: frame by frame, averaged over a clip or concatenated."""
 
 from __future__ import annotations
 
@@ -69,13 +69,21 @@ class FrameEncoder:
             device=device,
         )
 
-    @torch.inference_mode()
     def __call__(self, samples: Sequence[np.ndarray]) -> np.ndarray:
         """Embed samples uint8 [T, size, size, 3] of any T >= 1: float32 [B, F], the mean over the frames."""
+        parts = self._frames(samples).split([len(sample) for sample in samples])
+        return torch.stack([part.mean(dim=0) for part in parts]).numpy()
+
+    def concatenated(self, samples: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed samples uint8 [T, size, size, 3] of one T: float32 [B, T * F], the frames' unit vectors one after the other."""
+        return torch.nn.functional.normalize(self._frames(samples), dim=1).view(len(samples), -1).numpy()
+
+    @torch.inference_mode()
+    def _frames(self, samples: Sequence[np.ndarray]) -> Tensor:
+        """Of all frames of all samples: float32 [frames, F]."""
         pixels = torch.from_numpy(np.concatenate(samples)).to(self._device).permute(0, 3, 1, 2)
         output = self._model(pixel_values=(pixels.float() / 255 - self._mean) / self._std)
-        frames = _pooled(output).float().cpu()
-        return torch.stack([part.mean(dim=0) for part in frames.split([len(sample) for sample in samples])]).numpy()
+        return _pooled(output).float().cpu()
 
 
 def _pooled(output: Any) -> Tensor:

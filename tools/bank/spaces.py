@@ -1,7 +1,8 @@
 """Feature spaces that samples can be clustered in, by the name that `--features` takes.
 
     descriptor    training-free (tools.bank.descriptors)
-    hf:DIR        pooled embeddings of a Hugging Face vision model in DIR; of clips, of several evenly spaced frames
+    hf:DIR        pooled embeddings of a Hugging Face vision model in DIR; of clips, of several evenly spaced frames, their mean or
+                  one after the other. Our own encoder sees all frames at once and gives one embedding.
 
 A space has two halves: `prepare` turns one stored file into an array or a view, in a decoding process; `finish` turns a batch
 of these into vectors, where the model is.
@@ -28,6 +29,7 @@ DESCRIPTOR_VERSION = 1
 """Raised whenever descriptors of the same file change, so that old features are not continued with new ones."""
 
 Kind: TypeAlias = Literal["image", "video"]
+Pool: TypeAlias = Literal["mean", "concat"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,9 @@ class FeatureSpace:
     """Prepared samples -> float [B, F]; runs in the main process."""
 
 
-def open_space(name: str, kind: Kind, *, frames: int, size: int | None, device: str) -> FeatureSpace:
+def open_space(
+    name: str, kind: Kind, *, frames: int, size: int | None, device: str, pool: Pool = "mean"
+) -> FeatureSpace:
     """Make a feature space ready.
 
     Args:
@@ -53,11 +57,13 @@ def open_space(name: str, kind: Kind, *, frames: int, size: int | None, device: 
         frames: frames of a clip that a model sees.
         size: side in pixels that a model sees; None takes the model's own.
         device: auto, cpu or cuda, for models.
+        pool: how the features of a clip's frames become one vector, for models of single pictures.
 
     Raises:
-        ValueError: an unknown name, or a directory without a usable model.
+        ValueError: an unknown name, a directory without a usable model, or `concat` for what has one vector a sample.
     """
     if name == DESCRIPTOR:
+        _check_pool(pool, kind, "descriptors describe a sample as a whole")
         width, describe = (PICTURE_WIDTH, picture_descriptor) if kind == "image" else (CLIP_WIDTH, clip_descriptor)
         identity = f"{DESCRIPTOR} {DESCRIPTOR_VERSION} {kind}"
         return FeatureSpace(identity=identity, width=width, prepare=describe, finish=np.stack)
@@ -72,11 +78,20 @@ def open_space(name: str, kind: Kind, *, frames: int, size: int | None, device: 
 
     directory = Path(name.removeprefix(HUGGING_FACE))
     ours = read_model_config(directory).get("model_type") == OneVisionEncoderConfig.model_type
-    prepare, finish, width, side = (_our_model if ours else _any_model)(
-        directory, kind, frames, size, choose_device(device, 0)
-    )
-    identity = f"{directory.absolute()} {fingerprint(directory)} {kind} frames={frames} size={side}"
+    if ours:
+        _check_pool(pool, kind, "this encoder embeds all frames of a clip at once")
+        prepare, finish, width, side = _our_model(directory, kind, frames, size, choose_device(device, 0))
+    else:
+        _check_pool(pool, kind, None)
+        prepare, finish, width, side = _any_model(directory, kind, frames, size, choose_device(device, 0), pool)
+    identity = f"{directory.absolute()} {fingerprint(directory)} {kind} frames={frames} size={side} pool={pool}"
     return FeatureSpace(identity=identity, width=width, prepare=prepare, finish=finish)
+
+
+def _check_pool(pool: Pool, kind: Kind, objection: str | None) -> None:
+    objection = "a picture is one frame" if kind == "image" else objection
+    if pool == "concat" and objection:
+        raise ValueError(f"--pool is concat, but {objection}; leave it out")
 
 
 _Model: TypeAlias = tuple[Callable[[bytes], Any], Callable[[Sequence[Any]], np.ndarray], int, int]
@@ -94,12 +109,15 @@ def _our_model(directory: Path, kind: Kind, frames: int, size: int | None, devic
     return prepare, lambda views: encoder(views)[1].numpy(), encoder.width, side
 
 
-def _any_model(directory: Path, kind: Kind, frames: int, size: int | None, device: Any) -> _Model:
+def _any_model(directory: Path, kind: Kind, frames: int, size: int | None, device: Any, pool: Pool) -> _Model:
     from tools.bank.frame_encoder import FrameEncoder
 
     encoder = FrameEncoder.load(directory, device, size)
     if kind == "video":
-        return partial(_clip_pixels, count=frames, size=encoder.size), encoder, encoder.width, encoder.size
+        prepare = partial(_clip_pixels, count=frames, size=encoder.size)
+        if pool == "concat":
+            return prepare, encoder.concatenated, frames * encoder.width, encoder.size
+        return prepare, encoder, encoder.width, encoder.size
     return partial(_picture_pixels, size=encoder.size), encoder, encoder.width, encoder.size
 
 
