@@ -52,9 +52,11 @@ def sequence(steps: int, size: float, rows: int) -> list[tuple[float, torch.Tens
 
 
 def follow(bank: ConceptBank, optimizer: RowAdamW, plan, pad: int = 0) -> list[torch.Tensor]:
-    """Catch up, step; what each step reads of the weight, and at the end everything."""
+    """Catch up, step, once a checkpoint on the way; what each step reads of the weight, and at the end everything."""
     read = []
-    for lr, rows, gradient in plan:
+    for number, (lr, rows, gradient) in enumerate(plan):
+        if number == 30:
+            optimizer.settle()
         if pad:
             rows = torch.cat([rows, torch.full((pad,), len(bank.weight))])
             gradient = torch.cat([gradient, torch.zeros(pad, DIM, dtype=gradient.dtype)])
