@@ -1,7 +1,7 @@
 """A picture of a concept bank: a batch's embeddings and the centres that it names in two dimensions, before and after training.
 
 Drawn from the snapshots that a run leaves under <run_dir>/banks (`megatron_ovenc.train.bank_watch`), on the two principal axes of
-each; what two axes cannot show is told in numbers above them.
+the centres; what two axes cannot show is told in numbers above them.
 """
 
 from __future__ import annotations
@@ -82,9 +82,11 @@ def picture(run: Path, head: str) -> bytes:
 
 
 def _draw(panel: Axes, snapshot: Snapshot) -> None:
-    points = np.concatenate([snapshot.embeddings, snapshot.centres])
-    middle = points.mean(axis=0)
-    axes = np.linalg.svd(points - middle, full_matrices=False)[2][:2]
+    # The centres' axes, not the embeddings': what all embeddings share would take the first one and tell no cluster apart.
+    middle = snapshot.centres.mean(axis=0)
+    axes = np.zeros((2, len(middle)), np.float32)
+    found = np.linalg.svd(snapshot.centres - middle, full_matrices=False)[2][:2]
+    axes[: len(found)] = found
     samples, centres = ((part - middle) @ axes.T for part in (snapshot.embeddings, snapshot.centres))
     classes, counts = np.unique(snapshot.labels, return_counts=True)
     coloured = {

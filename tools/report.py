@@ -96,7 +96,7 @@ def bank_figures(run: Path, records: Sequence[Mapping[str, Any]]) -> list[tuple[
     for head in heads(run):
         if any(key.startswith(f"bank/{head}/") for record in records for key in record):
             figures.append((bank_curves(records, head), "png", f"Bank {head}: what the looks at it found, over steps"))
-        caption = f"Bank {head}: a batch (dots) and the centres it names (crosses) on their two principal axes"
+        caption = f"Bank {head}: a batch (dots) and the centres it names (crosses) on the centres' two principal axes"
         figures.append((picture(run, head), "png", caption))
     return figures
 
