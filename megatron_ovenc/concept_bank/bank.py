@@ -28,9 +28,6 @@ from megatron_ovenc.concept_bank.sampling import Competitors, competitors, draw_
 from megatron_ovenc.config.tree import BankConfig
 from megatron_ovenc.parallel.topology import Topology
 
-LARGEST_SCALE = 100.0
-"""Beyond this a learned scale has no effect (as in CLIP, arXiv 2103.00020)."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gathered:
@@ -58,7 +55,7 @@ class ConceptBank(nn.Module):
         weight: float32 parameter [hi - lo, D], the centres of the classes [lo, hi). Its `grad` stays empty.
         gradient: what backward passes have said about rows of `weight` since it was last taken; None when nothing.
         log_scale, bias: scalar parameters, the same on every rank, where `config.learn_scale` has them learned; else None.
-        uses: int64 [hi - lo], how often samples have named each centre in training.
+        uses: int64 [hi - lo], how often samples have named each centre in training, steps that were skipped included.
         before_read: called with the rows (int64 positions in `weight`, or None for all) that a forward pass is about to read;
             for optimizers that leave untouched rows for later.
 
@@ -96,7 +93,7 @@ class ConceptBank(nn.Module):
             self.weight.new_full((), self.config.logit_bias),
         )
         if self.log_scale is not None:
-            scale = self.log_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+            scale = self.log_scale.exp()
         return scale, bias if self.bias is None else self.bias
 
     def forward(
@@ -168,7 +165,7 @@ class ConceptBank(nn.Module):
             self.uses.index_add_(0, places, local.flatten().to(self.uses.dtype))
 
     def _deposit(self, gradient: RowGradient) -> None:
-        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+        self.gradient = gradient if self.gradient is None else self.gradient.add(gradient)
 
     def _check_shapes(self, embeddings: Tensor, labels: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:

@@ -26,8 +26,9 @@ from megatron_ovenc.concept_bank.sampling import Competitors
 
 NORM_EPS = 1e-12
 """Smallest length by which a vector is divided."""
-_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Logits of a chunk where `chunk_rows` leaves it open: what a core's cache holds, and 128 MiB of a GPU's memory."""
+_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Most logits, and most numbers of centres, of a chunk where `chunk_rows` leaves it open: what a core's cache holds, and 128 MiB
+of a GPU's memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +60,7 @@ class Problem:
     def chunk_rows(self) -> int:
         """Most rows of a chunk."""
         chosen = self.objective.config.chunk_rows
-        return chosen or max(_LOGITS.get(self.units.device.type, 1 << 20) // max(len(self.units), 1), 64)
+        return chosen or max(_NUMBERS.get(self.units.device.type, 1 << 20) // max(*self.units.shape, 1), 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +188,7 @@ def row_gradients(
             torch.div(grad.addcmul_(chunk.units, radial, value=-1), chunk.norms, out=values[chunk.start : chunk.stop])
     if total == 0:
         units_done(grad_units)
-    return RowGradient(rows=problem.among.rows, values=values) if weight_too else None
+    return RowGradient(rows=problem.among.rows, values=values, total=len(problem.weight)) if weight_too else None
 
 
 def _negative_logits(opposed: Tensor, chunk: Chunk, problem: Problem, filtered: float) -> Tensor:
@@ -213,7 +214,7 @@ def _operand(matrix: Tensor, problem: Problem) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product, not in less than float32 (the sums of bfloat16 operands are float32 on every device)."""
+    """Matrix product. Of bfloat16 operands a GPU makes float32; a CPU sums in float32, and rounds the result to bfloat16."""
     if left.dtype != torch.bfloat16:
         return left @ right
     if left.is_cuda:

@@ -7,6 +7,7 @@ norms = optimizer.grad_norms();  optimizer.clip(norms, 5.0);  optimizer.step(lr)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from megatron_ovenc.concept_bank.bank import ConceptBank
 from megatron_ovenc.concept_bank.row_adamw import RowAdamW
+from megatron_ovenc.config.tree import LARGEST_LEARNED_SCALE
 
 CLIP_EPS = 1e-6
 """Added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -59,7 +61,10 @@ class BankOptimizer:
                 parameter.requires_grad_(step >= bank.config.freeze_steps)
 
     def grad_norms(self) -> Tensor:
-        """L2 norm of each bank's whole gradient of centres: float32 [heads]. Collective. Without a gradient it is 0."""
+        """L2 norm of each bank's whole gradient of centres: float32 [heads]. Collective. Without a gradient it is 0.
+
+        A learned scale and bias do not count, and are not clipped: Adam makes their steps as large as the learning rate.
+        """
         device = next(iter(self._banks.values())).weight.device
         squares = torch.zeros(len(self._banks), device=device)
         for index, bank in enumerate(self._banks.values()):
@@ -87,6 +92,8 @@ class BankOptimizer:
             if scalars is not None:
                 scalars.param_groups[0]["lr"] = rate
                 scalars.step()
+                assert bank.log_scale is not None
+                bank.log_scale.data.clamp_(max=math.log(LARGEST_LEARNED_SCALE))
 
     def zero_grad(self) -> None:
         """Forget all gradients and free their memory."""

@@ -161,8 +161,11 @@ class RowAdamW:
         """Write weight and moments of a block. `what` names the noise of their rounding; `hold`: padding changes nothing."""
         for number, (part, before, after) in enumerate(zip(self._parts(), old, new, strict=True)):
             if part.dtype != after.dtype:
-                everything = torch.arange(len(part), device=part.device)
-                ids = everything[block] if isinstance(block, slice) else self._real(block)
+                ids = (
+                    torch.arange(block.start, block.stop, device=part.device)
+                    if isinstance(block, slice)
+                    else self._real(block)
+                )
                 key = draw_key(self.bank.seed, self.bank.head, what, number, self.updates)
                 after = round_stochastically(after, ids + self.bank.lo, key)
             if isinstance(block, slice):

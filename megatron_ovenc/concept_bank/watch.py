@@ -39,7 +39,8 @@ def look(bank: ConceptBank, embeddings: Tensor, labels: Tensor, *, step: int) ->
         positive_cosine: mean over labels;
         hardest_negative_cosine: mean over samples of the largest that the filter leaves in;
         filtered_share: share of (sample, negative) pairs that the filter takes out;
-        effective_negatives: mean over samples of exp(entropy) of the softmax over negatives: how many share the push;
+        effective_negatives: mean over samples of exp(entropy) of the softmax over negatives: how many share its mass (those
+            that the filter takes out included, at the logit 0 that it gives them); 0 where there are none;
         used_share: share of centres that some sample has named since training began; the rest are dead so far;
         use_evenness: exp(entropy) of how often centres were named, as a share of all: 1 when all are named alike;
         duplicate_share: share of centres with another at least TWIN_COSINE alike, estimated from PROBES of them.
@@ -60,7 +61,8 @@ def look(bank: ConceptBank, embeddings: Tensor, labels: Tensor, *, step: int) ->
     )
     group = bank.topology.world_group
     seen, positives = objective.reduce(*row_statistics(problem), group=group)
-    entropy = objective.level(seen) - seen.tilt / seen.mass
+    mean_logit = seen.tilt / seen.mass.clamp(min=torch.finfo(seen.mass.dtype).tiny)
+    entropy = torch.where(seen.mass > 0, objective.level(seen) - mean_logit, -torch.inf)
     hardest, filtered, pairs = _negatives(problem)
     dist.all_reduce(hardest, op=dist.ReduceOp.MAX, group=group)  # over the WORLD: every rank saw its own rows
     counts = torch.stack([filtered, pairs])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from megatron_ovenc.config.loader import ConfigError
-from megatron_ovenc.config.tree import HeadConfig, RunConfig
+from megatron_ovenc.config.tree import LARGEST_LEARNED_SCALE, HeadConfig, RunConfig
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -17,7 +17,7 @@ def check(config: RunConfig, world_size: int) -> None:
         *_layout(config, world_size),
         *_training(config),
         *_heads(config, world_size),
-        *_row_optimizer(config),
+        *_bank_training(config),
     ]
     if problems:
         raise ConfigError("the configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -121,6 +121,8 @@ def _bank(head: HeadConfig, world_size: int) -> Iterator[str]:
         yield f"{key}: logit_scale must be positive, margin in [0, 2), filter_threshold in [0, 1]"
     if min(bank.warmup_steps, bank.freeze_steps, bank.lr_scale, bank.weight_decay) < 0:
         yield f"{key}: warmup_steps, freeze_steps, lr_scale and weight_decay must not be negative"
+    if bank.learn_scale and bank.logit_scale > LARGEST_LEARNED_SCALE:
+        yield f"{key}.logit_scale={bank.logit_scale} is above {LARGEST_LEARNED_SCALE:g}, where a learned scale stops; lower it"
     if bank.correct_sampling and bank.sample_rate == 1:
         yield f"{key}.correct_sampling has no effect at sample_rate=1: every row competes; lower the rate or remove the key"
     if bank.loss == "sigmoid" and bank.co_positives != "negative":
@@ -129,19 +131,24 @@ def _bank(head: HeadConfig, world_size: int) -> Iterator[str]:
         yield f"{key}.logit_bias={bank.logit_bias} has no effect with loss=cosface: a softmax ignores it; remove it"
 
 
-def _row_optimizer(config: RunConfig) -> Iterator[str]:
-    """What a bank needs whose untouched rows are left for later."""
+def _bank_training(config: RunConfig) -> Iterator[str]:
+    """What a bank needs whose untouched rows are left for later, or that begins late."""
     first, second = config.optimizer.betas
     for head in config.heads:
         bank, key = head.bank, f"heads.{head.name}.bank"
+        if bank.freeze_steps + bank.warmup_steps >= config.train.steps:
+            yield (
+                f"{key}.freeze_steps={bank.freeze_steps} and warmup_steps={bank.warmup_steps} together reach beyond "
+                f"train.steps={config.train.steps}: the bank would never learn at its full rate"
+            )
         if bank.optimizer != "rows":
             continue
         if bank.sample_rate == 1:
             yield f"{key}.optimizer=rows saves nothing at sample_rate=1: every row is touched; take dense or lower the rate"
-        if first * first >= second:
+        if 1 - second > 0.6 * (1 - first):
             yield (
-                f"{key}.optimizer=rows needs betas with beta1^2 < beta2, but optimizer.betas={list(config.optimizer.betas)}: what "
-                "untouched rows miss has no closed form; change the betas or take dense"
+                f"{key}.optimizer=rows needs 1 - beta2 <= 0.6 (1 - beta1), but optimizer.betas={list(config.optimizer.betas)}: the "
+                "closed form of what untouched rows miss would be too coarse; raise beta2, lower beta1, or take dense"
             )
         if config.optimizer.lr * bank.lr_scale * bank.weight_decay >= 1:
             yield f"optimizer.lr x {key}.lr_scale x {key}.weight_decay must be below 1"

@@ -90,13 +90,14 @@ class BankConfig:
     """Added to the logits of `sigmoid`; `cosface` knows none. About -log(num_classes * sample_rate) makes a fresh bank's
     positives and negatives cost alike."""
     learn_scale: bool = False
-    """Learn the scale, and the bias of `sigmoid`, at the bank's learning rate, from the values above."""
+    """Learn the scale (up to 100, as CLIP does), and the bias of `sigmoid`, at the bank's learning rate, from the values above."""
     gradient: Literal["sum", "mean"] = "sum"
     """Reduction of the gradient over the K positives (the logged loss is always the mean); `sum` is the reference's."""
     co_positives: Literal["negative", "ignore"] = "negative"
     """Role of a sample's other positives in the softmax of one of them (`cosface`)."""
     gemm: Literal["fp32", "bf16"] = "fp32"
-    """Type in which centres and embeddings are multiplied; softmax, sums and master weights are fp32 either way."""
+    """Type of the operands when centres and embeddings are multiplied; softmax and master weights are fp32 either way. A GPU
+    sums and returns such products in fp32; a CPU returns them rounded to bf16."""
     chunk_rows: int | None = None
     """Rows whose logits exist at a time; memory only, results do not depend on it. Absent: what suits the device."""
     init: str | None = None
@@ -285,6 +286,9 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     """Metrics."""
 
+
+LARGEST_LEARNED_SCALE = 100.0
+"""Where a learned `logit_scale` stops (CLIP, arXiv 2103.00020)."""
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "ffn_size": 256, "num_layers": 4, "num_heads": 2},

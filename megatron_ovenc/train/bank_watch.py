@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -22,10 +23,11 @@ class BankWatch:
     Args:
         run_dir: where snapshots go; written by the main rank.
         every: steps between looks; 0 never looks.
+        say: tells a person.
     """
 
-    def __init__(self, run_dir: Path, every: int) -> None:
-        self.folder, self.every = run_dir / "banks", every
+    def __init__(self, run_dir: Path, every: int, say: Callable[[str], None]) -> None:
+        self.folder, self.every, self._say = run_dir / "banks", every, say
 
     def due(self, step: int) -> bool:
         """Whether step `step`, counted from 0, is looked at: the first, and the last of every `every`."""
@@ -36,10 +38,16 @@ class BankWatch:
         numbers = look(bank, embeddings, labels, step=draw)
         picture = snapshot(bank, embeddings, labels)
         if bank.topology.is_main:
-            self.folder.mkdir(exist_ok=True)
-            first = self.folder / f"{bank.head}.first.safetensors"
-            path = self.folder / f"{bank.head}.last.safetensors" if first.exists() else first
-            partial = path.with_suffix(".tmp")
-            save_file(picture, partial, metadata={"step": str(step)})
-            os.replace(partial, path)
+            try:
+                self._write(bank.head, picture, step)
+            except OSError as error:  # a picture is not worth a run
+                self._say(f"[bold red]BANK SNAPSHOT FAILED[/] {error}; training goes on")
         return {f"{bank.head}/{name}": value for name, value in numbers.items()}
+
+    def _write(self, head: str, picture: Mapping[str, Tensor], step: int) -> None:
+        self.folder.mkdir(exist_ok=True)
+        first = self.folder / f"{head}.first.safetensors"
+        path = first if step == 0 or not first.exists() else self.folder / f"{head}.last.safetensors"
+        partial = path.with_suffix(".tmp")
+        save_file(dict(picture), partial, metadata={"step": str(step)})
+        os.replace(partial, path)

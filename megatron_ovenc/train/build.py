@@ -88,18 +88,21 @@ def resume(config: RunConfig, state: TrainState, checkpointer: Checkpointer, met
     steps = checkpoint_steps(checkpointer.directory)[::-1] if config.checkpoint.resume else []
     agreed = [steps]
     dist.broadcast_object_list(agreed, src=0, group=state.topology.host_group)  # all ranks try the same ones
+    reasons: list[str] = []
     for step in agreed[0]:
         path = checkpoint_path(checkpointer.directory, step)
         try:
             state.load_scalars(checkpointer.load(path, state.tensors()))
         except CheckpointError as error:
-            metrics.say(f"[bold red]DAMAGED CHECKPOINT[/] {error}; trying the one before")
+            reasons.append(str(error))
+            metrics.say(f"[bold red]CHECKPOINT NOT USABLE[/] {error}; trying the one before")
             continue
         metrics.say(f"resumed from {path}: data {state.topology.data} x tensor {state.topology.tensor}")
         return
     if agreed[0]:
         raise ConfigError(
-            f"no checkpoint in {checkpointer.directory} can be read; set checkpoint.resume=false to start over"
+            f"no checkpoint in {checkpointer.directory} can be resumed; set checkpoint.resume=false to start over. "
+            + "; ".join(reasons)
         )
 
 

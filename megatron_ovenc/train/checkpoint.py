@@ -34,6 +34,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_ovenc.parallel.rectangle import Rectangle
 
 MANIFEST = "manifest.json"
+OPTIONAL = (".uses",)
+"""Ends of names of tensors that older checkpoints do not hold and that may start anew."""
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -168,6 +170,14 @@ class Checkpointer:
         dist.all_gather_object(found, damage(path, rank, world), group=self._group)  # each rank checked its share
         if problems := [problem for part in found for problem in part]:
             raise CheckpointError("; ".join(problems))
+        held = SafeReader(path).read_metadata().state_dict_metadata
+        missing = sorted(name for name in tensors if name not in held and not name.endswith(OPTIONAL))
+        if missing:
+            raise CheckpointError(
+                f"{path} is of a run with other settings: it does not hold {', '.join(missing[:3])}"
+                + (f" and {len(missing) - 3} more" if missing[3:] else "")
+            )
+        tensors = {name: tensor for name, tensor in tensors.items() if name in held}
         try:
             dcp.load(dict(tensors), storage_reader=SafeReader(path), process_group=self._group)
         except dcp.api.CheckpointException as error:

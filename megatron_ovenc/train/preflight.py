@@ -85,4 +85,9 @@ def _check_same_model(path: Path, config: RunConfig) -> None:
 def _tensor_shapes(config: RunConfig) -> dict[str, Any]:
     model = config.model
     shapes = {f"model.{key}": getattr(model, key) for key in _SHAPE_KEYS}
-    return shapes | {f"heads.{head.name}.bank.num_classes": head.bank.num_classes for head in config.heads}
+    for head in config.heads:
+        shapes[f"heads.{head.name}.bank.num_classes"] = head.bank.num_classes
+        shapes[f"heads.{head.name}.bank.learn_scale"] = head.bank.learn_scale
+        if head.bank.learn_scale:
+            shapes[f"heads.{head.name}.bank.loss"] = head.bank.loss  # only one of them learns a bias
+    return shapes

@@ -40,6 +40,8 @@ class _Consumed:
     flops: float = 0.0
     banks: dict[str, float] = field(default_factory=dict)
     """What a look at the banks found, by `<head>/<name>`; empty in most steps."""
+    looking_s: float = 0.0
+    """How long that look took; not part of the step's time."""
 
 
 class Trainer:
@@ -65,7 +67,7 @@ class Trainer:
         self.streams = {
             head.name: BatchStream(source=state.sources[head.name], topology=state.topology) for head in config.heads
         }
-        self.watch = BankWatch(Path(config.run_dir), config.log.bank_every)
+        self.watch = BankWatch(Path(config.run_dir), config.log.bank_every, metrics.say)
         self._saved_step = state.step or None  # a resumed state is on disk already
         self._skipped_in_a_row = 0
         self._parameters = dict(state.encoder.named_parameters())
@@ -124,7 +126,7 @@ class Trainer:
                 tokens=int(totals["tokens"]),
                 flops=totals["flops"],
                 data_wait_s=totals["data_wait_s"] / self.topology.data,
-                seconds=time.monotonic() - started,
+                seconds=time.monotonic() - started - consumed.looking_s,
                 memory_bytes=memory_peak_bytes(self.topology.device),
                 bad_samples=int(totals["bad_samples"]),
                 banks=consumed.banks,
@@ -178,8 +180,10 @@ class Trainer:
                 consumed.tokens += batch.tokens
                 consumed.flops += training_flops(self.config.model, batch.cu_seqlens.diff().tolist())
                 if micro == accumulation - 1 and self.watch.due(state.step):
-                    bank, draw = state.banks[head.name], self._draw(micro)
+                    begun, bank = time.monotonic(), state.banks[head.name]
+                    draw = self._draw(micro)
                     consumed.banks |= self.watch.look(bank, embeddings.detach(), batch.labels, draw, state.step)
+                    consumed.looking_s += time.monotonic() - begun
         return losses, consumed
 
     def _loss(self, head: HeadConfig, embeddings: torch.Tensor, labels: torch.Tensor, micro: int) -> torch.Tensor:

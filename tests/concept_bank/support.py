@@ -61,7 +61,7 @@ def row_gradient(bank: ConceptBank) -> Tensor:
     """The gradient that backward left behind, as [R, D]."""
     assert bank.weight.grad is None
     assert bank.gradient is not None
-    return bank.gradient.dense(len(bank.weight))
+    return bank.gradient.dense()
 
 
 def run_on_rank(topology: Topology, cases: list[Case], sizes: list[list[int]]) -> list[Outcome]:

@@ -1,10 +1,14 @@
 """The Triton kernels against the passes of `chunks.py` in float64: on a GPU, or without one in Triton's interpreter.
 
-What the interpreter cannot show: that the kernels compile, that bfloat16 operands are right, and how fast they are.
+Compiled for two GPUs they are here too, which needs none. What neither shows: that bfloat16 operands are right, and speed.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -23,9 +27,7 @@ DEVICE = choose_device("auto", 0)
 BFLOAT16 = pytest.mark.skipif(
     DEVICE.type == "cpu", reason="Triton's interpreter multiplies the bits of bfloat16 operands as integers"
 )
-kernels = pytest.importorskip(
-    "megatron_ovenc.concept_bank.kernels", reason="Triton is not installed (torch's CPU builds come without it)"
-)
+kernels = pytest.importorskip("megatron_ovenc.concept_bank.kernels", reason="Triton has no build for this platform")
 SAMPLES, SLOTS, WIDTH, ROWS, CLASSES, LO = 70, 3, 40, 300, 900, 200
 """More than a block of samples and of rows, neither a multiple, and a width that is none of the block's."""
 
@@ -76,7 +78,7 @@ def gradients(passes, given: Problem) -> list[torch.Tensor]:
         weight_too=True,
         units_done=lambda grad: sent.append(grad.clone()),
     )
-    return [part.cpu() for part in (*sent, gradient.dense(ROWS))]
+    return [part.cpu() for part in (*sent, gradient.dense())]
 
 
 def on_device(given: Problem) -> Problem:
@@ -149,3 +151,16 @@ def test_a_rank_without_rows():
     seen, positives = kernels.row_statistics(on_device(empty))
     assert not seen.mass.any()
     assert not positives.any()
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_a_gpu_and_hardly_spill_registers(capability):
+    """In a process of its own, where Triton does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.concept_bank.compile_kernels", str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = done.stdout.splitlines()
+    assert len(compiled) == 8
+    spilled = [int(re.search(r"(\d+) bytes spill stores", line)[1]) for line in compiled]  # type: ignore[index]
+    assert max(spilled) <= 64, done.stdout

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from megatron_ovenc.concept_bank import ConceptBank, row_range
+from megatron_ovenc.concept_bank import BankOptimizer, ConceptBank, row_range
 from megatron_ovenc.concept_bank.chunks import Problem, row_gradients, row_statistics
 from megatron_ovenc.concept_bank.objectives import make_objective
 from megatron_ovenc.concept_bank.sampling import BLOCK_ROWS, competitors, draw_key, drawn
@@ -233,7 +234,7 @@ def static_rows_on_rank(topology: Topology, loss: str) -> None:
             units_done=lambda grad: sent.append(grad.clone()),
         )
         assert len(sent) == 1
-        return len(among.rows), [seen.mass, seen.tilt, seen.lift, positives, *sent, gradient.dense(len(bank.weight))]
+        return len(among.rows), [seen.mass, seen.tilt, seen.lift, positives, *sent, gradient.dense()]
 
     counted, wanted = run(static=False)
     with Recorder() as recorder:
@@ -269,30 +270,50 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.operators.add(func.overloadpacket.__name__)
-        outputs = out if isinstance(out, (tuple, list)) else [out]
-        self.largest = max([self.largest, *(item.numel() for item in outputs if isinstance(item, torch.Tensor))])
+        outputs = [item for item in tree_leaves(out) if isinstance(item, torch.Tensor)]
+        given = {
+            item.untyped_storage().data_ptr() for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)
+        }
+        fresh = [item for item in outputs if item.untyped_storage().data_ptr() not in given]
+        self.largest = max([self.largest, *(item.numel() for item in fresh)])
         return out
 
 
-def memory_on_rank(topology: Topology, rate: float) -> tuple[int, int]:
-    """Numbers kept for backward besides the weight, and the largest tensor that either pass makes."""
-    samples, slots, dim, classes = 96, 4, 8, 20_000
-    config = BankConfig(num_classes=classes, sample_rate=rate, chunk_rows=256)
-    bank = ConceptBank(config, dim=dim, head="h", seed=1, topology=topology)
-    embeddings = torch.randn(samples, dim, requires_grad=True)
+SAMPLES, SLOTS, DIM, CLASSES = 96, 4, 8, 20_000
+
+
+def memory_on_rank(topology: Topology, config: BankConfig) -> tuple[int, int]:
+    """Numbers kept for backward besides the weight, and the largest tensor that two steps of two micro-batches make."""
+    bank = ConceptBank(config, dim=DIM, head="h", seed=1, topology=topology)
+    optimizer = BankOptimizer({"h": bank}, betas=(0.9, 0.999), eps=1e-8, world_group=topology.world_group)
+    kept = []
     with Recorder() as recorder:
-        loss = bank(embeddings, torch.randint(classes, (samples, slots)), step=0)
-        kept = [
-            x.numel() for x in loss.grad_fn.saved_tensors if x is not None and x.data_ptr() != bank.weight.data_ptr()
-        ]
-        loss.backward()
-    return sum(kept), recorder.largest
+        for step in range(2):
+            for micro in range(2):
+                embeddings = torch.randn(SAMPLES, DIM, requires_grad=True)
+                loss = bank(embeddings, torch.randint(CLASSES, (SAMPLES, SLOTS)), step=2 * step + micro)
+                saved = [x for x in loss.grad_fn.saved_tensors if x is not None]
+                kept.append(sum(x.numel() for x in saved if x.data_ptr() != bank.weight.data_ptr()))
+                loss.backward()
+            optimizer.clip(optimizer.grad_norms(), 5.0)
+            optimizer.step(1e-3)
+            optimizer.zero_grad()
+    return max(kept), recorder.largest
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.05])
-def test_no_logits_are_kept_and_none_exist_beyond_a_chunk(rank_pool, rate):
-    (kept, largest), *_ = rank_pool.run(memory_on_rank, world=1, args=(rate,))
-    samples, slots, dim, classes = 96, 4, 8, 20_000
-    rows = 0 if rate == 1 else rate * classes + samples * slots
-    assert kept <= samples * (dim + 2 * slots + 1) + rows + 10
-    assert largest <= classes * dim  # the gradient of the weight; all logits would be samples * classes
+@pytest.mark.parametrize(("rate", "moments"), [(1.0, "fp32"), (0.05, "fp32"), (0.05, "bf16")])
+def test_no_logits_are_kept_and_nothing_has_the_size_of_the_bank(rank_pool, rate, moments):
+    config = BankConfig(
+        num_classes=CLASSES,
+        sample_rate=rate,
+        chunk_rows=200,
+        optimizer="rows" if rate < 1 else "dense",
+        moments=moments,
+    )
+    (kept, largest), *_ = rank_pool.run(memory_on_rank, world=1, args=(config,))
+    rows = 0 if rate == 1 else rate * CLASSES + SAMPLES * SLOTS
+    assert kept <= SAMPLES * (DIM + 2 * SLOTS + 1) + rows + 10
+    # With all rows, their gradient is the largest; all logits would be SAMPLES * CLASSES. Of a few rows, two gradients before
+    # they are added up, a chunk of logits, or the mask that is one byte a row.
+    few = max(2 * rows * DIM, SAMPLES * 200, CLASSES + 1)
+    assert largest <= (CLASSES * DIM if rate == 1 else few)

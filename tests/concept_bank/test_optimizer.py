@@ -39,7 +39,9 @@ def train(banks: dict[str, ConceptBank], optimizer: BankOptimizer, steps: range)
         optimizer.zero_grad()
         for head, bank in banks.items():
             assert bank.gradient is None
-            bank.gradient = RowGradient(rows=None, values=gradient(head, step)[bank.lo : bank.hi].clone())
+            bank.gradient = RowGradient(
+                rows=None, values=gradient(head, step)[bank.lo : bank.hi].clone(), total=bank.hi - bank.lo
+            )
         norms.append(optimizer.grad_norms())
         optimizer.clip(norms[-1], 5.0)
         optimizer.step(0.1 * (step + 1))
@@ -118,7 +120,9 @@ def state_on_rank(topology: Topology) -> None:
     # A bank that had no gradient this step stays as it is, and the others do not.
     optimizer.zero_grad()
     before = {head: bank.weight.detach().clone() for head, bank in banks.items()}
-    banks["image"].gradient = RowGradient(rows=None, values=torch.ones_like(banks["image"].weight))
+    banks["image"].gradient = RowGradient(
+        rows=None, values=torch.ones_like(banks["image"].weight), total=len(banks["image"].weight)
+    )
     norms = optimizer.grad_norms()
     assert norms.tolist() == [pytest.approx((13 * DIM) ** 0.5), 0.0]
     optimizer.clip(norms, 1.0)
@@ -135,7 +139,7 @@ def test_state_exists_before_the_first_step_and_stays_the_same_tensors(rank_pool
 def infinite_on_rank(topology: Topology) -> list[float]:
     banks, optimizer = make(topology)
     for bank in banks.values():
-        bank.gradient = RowGradient(rows=None, values=torch.zeros_like(bank.weight))
+        bank.gradient = RowGradient(rows=None, values=torch.zeros_like(bank.weight), total=len(bank.weight))
         if topology.rank == 1 and bank.head == "image":
             bank.gradient.values[0, 0] = torch.nan
     return optimizer.grad_norms().tolist()

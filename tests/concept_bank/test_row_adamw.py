@@ -62,7 +62,7 @@ def follow(bank: ConceptBank, optimizer: RowAdamW, plan, pad: int = 0) -> list[t
             gradient = torch.cat([gradient, torch.zeros(pad, DIM, dtype=gradient.dtype)])
         optimizer.catch_up(rows)
         read.append(bank.weight.data[rows[: len(rows) - pad]].clone())
-        optimizer.step(RowGradient(rows=rows, values=gradient.to(bank.weight.dtype)), lr)
+        optimizer.step(RowGradient(rows=rows, values=gradient.to(bank.weight.dtype), total=CLASSES), lr)
     optimizer.settle()
     return [*read, bank.weight.data.clone(), optimizer.exp_avg.clone(), optimizer.exp_avg_sq.clone()]
 
@@ -122,7 +122,7 @@ def untouched_on_rank(topology: Topology) -> None:
     before = bank.weight.data.clone()
     rows = torch.tensor([3, 40])
     optimizer.catch_up(rows)
-    optimizer.step(RowGradient(rows=rows, values=torch.ones(2, DIM, dtype=torch.float64)), 0.1)
+    optimizer.step(RowGradient(rows=rows, values=torch.ones(2, DIM, dtype=torch.float64), total=CLASSES), 0.1)
     changed = (bank.weight.data != before).any(dim=1).nonzero().squeeze(1)
     assert changed.tolist() == [3, 40]
     optimizer.settle()
@@ -190,7 +190,7 @@ def schedule_on_rank(topology: Topology) -> list[list[float]]:
         before = {head: bank.weight.detach().clone() for head, bank in banks.items()}
         for bank in banks.values():
             if bank.weight.requires_grad:
-                bank.gradient = RowGradient(rows=None, values=torch.ones_like(bank.weight))
+                bank.gradient = RowGradient(rows=None, values=torch.ones_like(bank.weight), total=CLASSES)
         optimizer.step(0.1)
         optimizer.zero_grad()
         moved.append([(bank.weight - before[head]).abs().mean().item() for head, bank in banks.items()])
@@ -253,8 +253,9 @@ def test_a_learned_scale_moves_alike_on_all_ranks_and_resumes(rank_pool):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"beta1\^2 < beta2"):
-        MissedSteps((0.99, 0.9), 1e-8, 0.0, torch.device("cpu"))
+    for betas in ((0.99, 0.9), (0.95, 0.95), (0.9, 0.82)):
+        with pytest.raises(ValueError, match=r"1 - beta2 <= 0.6 \(1 - beta1\)"):
+            MissedSteps(betas, 1e-8, 0.0, torch.device("cpu"))
     with pytest.raises(ValueError, match="not below 1"):
         MissedSteps((0.9, 0.99), 1e-8, 10.0, torch.device("cpu")).record(0.1)
 
@@ -273,11 +274,51 @@ def test_stochastic_rounding_is_right_on_average_and_belongs_to_the_row():
 
 @pytest.mark.parametrize("rows", [[1, 4, 9], [], [4]])
 def test_gradients_add_up(rows):
-    mine = RowGradient(rows=torch.tensor([0, 4, 5]), values=torch.arange(3.0).view(3, 1) + 1)
-    theirs = RowGradient(rows=torch.tensor(rows, dtype=torch.int64), values=torch.ones(len(rows), 1) * 10)
-    total = mine + theirs
+    def mine() -> RowGradient:
+        return RowGradient(rows=torch.tensor([0, 4, 5]), values=torch.arange(3.0).view(3, 1) + 1, total=10)
+
+    theirs = RowGradient(rows=torch.tensor(rows, dtype=torch.int64), values=torch.ones(len(rows), 1) * 10, total=10)
+    whole = RowGradient(rows=None, values=torch.ones(10, 1), total=10)
+    total = mine().add(theirs)
+    assert total.rows is not None
     assert total.rows.tolist() == sorted({0, 4, 5, *rows})
-    torch.testing.assert_close(total.dense(10), mine.dense(10) + theirs.dense(10))
-    whole = RowGradient(rows=None, values=torch.ones(10, 1))
-    torch.testing.assert_close((whole + theirs).dense(10), whole.dense(10) + theirs.dense(10))
-    torch.testing.assert_close((theirs + whole).dense(10), whole.dense(10) + theirs.dense(10))
+    torch.testing.assert_close(total.dense(), mine().dense() + theirs.dense())
+    wanted = whole.dense() + theirs.dense()
+    torch.testing.assert_close(theirs.add(whole).dense(), wanted)
+    torch.testing.assert_close(whole.add(whole).dense(), 2 * wanted)
+
+
+def test_sums_of_padded_gradients_do_not_outgrow_the_bank(monkeypatch):
+    """As on an accelerator, where what is beyond the distinct rows stays as padding."""
+    monkeypatch.setattr("megatron_ovenc.concept_bank.row_gradient._on_host", lambda rows: False)
+    total = RowGradient(rows=torch.tensor([2, 7, 8, 8]), values=torch.tensor([[1.0], [2.0], [0.0], [0.0]]), total=8)
+    for number in range(5):
+        rows = torch.tensor([number, 7, 8])
+        total = total.add(RowGradient(rows=rows, values=torch.tensor([[10.0], [100.0], [0.0]]), total=8))
+    assert total.rows is not None
+    assert len(total.rows) == 8
+    assert total.dense().flatten().tolist() == [10, 10, 11, 10, 10, 0, 0, 502]
+
+
+@pytest.mark.parametrize(("betas", "early", "late"), [((0.9, 0.999), 6e-3, 2e-6), ((0.9, 0.95), 2.5e-2, 2.5e-3)])
+def test_the_drift_of_missed_steps_is_as_exact_as_told(betas, early, late):
+    """The drift alone against AdamW step by step, relative to the drift, over sizes of sqrt(v) from far below to far above eps."""
+    eps, decay, span = 1e-3, 0.1, 60
+    second = torch.logspace(-18, 10, 113, dtype=torch.float64) * eps**2
+    first = torch.ones_like(second)
+    for start, bound in ((0, early), (2, early), (100, late), (300, late)):
+        missed = MissedSteps(betas, eps, decay, torch.device("cpu"))
+        for step in range(start):
+            missed.record(0.01 / (1 + step))
+        drift, m, v = torch.zeros_like(first), first.clone(), second.clone()
+        worst = 0.0
+        for step in range(start + 1, start + 1 + span):
+            lr = 0.01 * (1 + step % 5)
+            missed.record(lr)
+            m, v = m * betas[0], v * betas[1]
+            root = (v / (1 - betas[1] ** step)).sqrt()
+            drift = drift * (1 - lr * decay) + lr * m / (1 - betas[0] ** step) / (root + eps)
+            catching = missed.since(torch.tensor([start]), torch.float64)
+            got = catching.drift(first[None], second[None], eps) * catching.keep
+            worst = max(worst, ((got[0] - drift).abs() / drift).max().item())
+        assert worst < bound, start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,23 @@ from tests.train.sources import RecordedSource
 STEPS, BATCH, CLASSES = 6, 8, 13
 
 
-def small_config(run_dir: Path, parallel: ParallelConfig, stop_after: int | None = None, **model: int) -> RunConfig:
+PLAIN = BankConfig(num_classes=CLASSES, sample_rate=0.7, positives=2)
+LATE = BankConfig(
+    num_classes=CLASSES,
+    sample_rate=0.3,
+    positives=2,
+    optimizer="rows",
+    learn_scale=True,
+    freeze_steps=1,
+    weight_decay=2.0,
+    lr_scale=10.0,
+)
+"""A bank most of whose rows are behind when the checkpoint is written, and that has more state than rows."""
+
+
+def small_config(
+    run_dir: Path, parallel: ParallelConfig, stop_after: int | None = None, bank: BankConfig = PLAIN, **model: int
+) -> RunConfig:
     """Two blocks, 13 centres (uneven on every world), sampled negatives, two micro-batches."""
     return RunConfig(
         run_dir=str(run_dir),
@@ -42,7 +59,7 @@ def small_config(run_dir: Path, parallel: ParallelConfig, stop_after: int | None
             HeadConfig(
                 name="image",
                 global_batch_size=2 * BATCH,
-                bank=BankConfig(num_classes=CLASSES, sample_rate=0.7, positives=2),
+                bank=bank,
                 source=SourceConfig(kind="image", shards=()),
             ),
         ),
@@ -76,6 +93,28 @@ def stopped(rank_pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> tu
     assert set(rank_pool.run(train, world=4, tensor=2, args=(small_config(whole, layout),))) == {"finished"}
     assert set(rank_pool.run(train, world=4, tensor=2, args=(small_config(half, layout, 3),))) == {"stopped"}
     return half, losses(whole)
+
+
+def test_a_bank_that_steps_touched_rows_resumes_whole(rank_pool: RankPool, tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    for run_dir, stop in ((whole, None), (half, 3)):
+        run_dir.mkdir()
+        rank_pool.run(train, world=2, args=(small_config(run_dir, ParallelConfig(), stop, LATE),))
+    assert set(rank_pool.run(train, world=1, args=(small_config(half, ParallelConfig(), None, LATE),))) == {"finished"}
+    for step in (4, 5, 6):
+        assert losses(half)[step] == pytest.approx(losses(whole)[step], rel=1e-5), step
+
+
+def test_what_a_checkpoint_does_not_hold_is_named(
+    rank_pool: RankPool, stopped: tuple[Path, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda head, patch_size: None)
+    run_dir = copy_run(stopped[0], tmp_path)
+    learned = small_config(run_dir, ParallelConfig(), bank=replace(PLAIN, learn_scale=True))
+    with pytest.raises(ConfigError, match=r"heads\.image\.bank\.learn_scale: False there, True here"):
+        check_run(learned, 1)
+    with pytest.raises(AssertionError, match=r"it does not hold bank_optimizer\.image\.log_scale"):
+        rank_pool.run(train, world=1, args=(learned,))
 
 
 def copy_run(source: Path, target: Path) -> Path:
