@@ -36,7 +36,7 @@ STEPS, BATCH, CLASSES = 6, 8, 13
 
 PLAIN = BankConfig(num_classes=CLASSES, sample_rate=0.7, positives=2)
 LATE = BankConfig(
-    num_classes=CLASSES,
+    num_classes=5 * CLASSES,
     sample_rate=0.3,
     positives=2,
     optimizer="rows",
