@@ -159,8 +159,10 @@ class TreeCoder:
             places = ((x - 1, y), (x, y - 1))
             context = sum(self.available(*p) and self.picture.depth[p[1] >> 2, p[0] >> 2] > depth for p in places)
             self.cabac.decision("split_cu_flag", context, int(split))
-        if self.pps.qp_delta_depth is not None and log2 >= sps.log2_ctb - self.pps.qp_delta_depth:
-            self._start_group(x, y)
+        if self.pps.qp_delta_depth is not None:
+            group = sps.log2_ctb - self.pps.qp_delta_depth
+            if log2 == group or (log2 > group and not split):
+                self._start_group(x, y)
         if not split:
             self._code_unit(CodingUnit(x, y, log2, depth))
             return

@@ -91,8 +91,8 @@ class ScalingCode:
 
 @dataclass
 class Sps:
-    width: int = 96  # coded luma samples: multiples of the minimum coding block
-    height: int = 64
+    width: int = 144  # coded luma samples: multiples of the minimum coding block
+    height: int = 80
     window: tuple[int, int, int, int] = (0, 0, 0, 0)  # conformance window in chroma samples: left, right, top, bottom
     profile: int = 1
     bit_depth: int = 8
