@@ -229,12 +229,11 @@ def scaling_in_pps() -> Stream:
 
 @stream
 def weighted_p() -> Stream:
-    weights = ([Weight((70, 3), ((2, -5), (-3, 6))), Weight(), Weight((-20, -90))], [])
+    weights = [Weight((70, 3), ((2, -5), (-3, 6))), Weight(), Weight((-20, -90))]
     pps = Pps(weighted_pred=True)
 
     def slices(n: int) -> tuple[SegmentPlan, ...]:
-        cut = weights[0][:n], []
-        return whole("P", n, weights=cut, weight_denominators=(6, 5))
+        return whole("P", n, weights=(weights[:n], []), weight_denominators=(6, 5))
 
     return simple(pps=pps, slices=slices, low_delay=4, seed=29)
 

@@ -30,6 +30,6 @@ def decode(data: bytes, container: str = "hevc", slice_threads: int = 0) -> tupl
 def luma(frame: av.VideoFrame) -> np.ndarray:
     """A copy of the luma plane without its padding."""
     plane = frame.planes[0]
-    kind = np.uint8 if frame.format.components[0].bits == 8 else np.dtype("<u2")
-    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    kind = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else "<u2")
+    rows = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, plane.line_size)
     return rows.view(kind)[:, : plane.width].copy()

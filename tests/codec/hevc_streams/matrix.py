@@ -1,6 +1,5 @@
 """Real encoder streams: x265, through PyAV, over the options that change what a reader must parse."""
 
-import io
 import tempfile
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,9 +89,7 @@ def _partitions() -> dict[str, Configuration]:
         params = f"ctu=32:tu-intra-depth={depth}:tu-inter-depth={depth}:limit-tu=0:qp=22"
         made[f"tu_depth_{depth}"] = Configuration(params, "noisy", expect=(f"tu-inter-depth={depth}",))
     for size in (4, 8, 16):
-        made[f"max_tu_{size}"] = Configuration(
-            f"ctu=32:max-tu-size={size}", "noisy", expect=(f"max-tu-size={size}",)
-        )
+        made[f"max_tu_{size}"] = Configuration(f"ctu=32:max-tu-size={size}", "noisy", expect=(f"max-tu-size={size}",))
     made["rect"] = Configuration("rect=1:amp=0:rd=4", "pan", preset="medium", expect=(" rect ", " no-amp "))
     made["amp"] = Configuration("rect=1:amp=1:rd=4", "pan", preset="medium", expect=(" rect ", " amp "))
     made["amp_ctu16"] = Configuration("ctu=16:rect=1:amp=1:limit-modes=0", "objects", preset="medium")
@@ -186,9 +183,7 @@ def _presets() -> dict[str, Configuration]:
     usual = "no-deblock=0:no-sao=0:aq-mode=2:crf=28"
     expect = (" sao ", "aq-mode=2")
     names = ("ultrafast", "superfast", "veryfast", "medium", "slow", "slower", "veryslow")
-    return {
-        f"preset_{name}": Configuration(usual, "noisy", frames=8, preset=name, expect=expect) for name in names
-    }
+    return {f"preset_{name}": Configuration(usual, "noisy", frames=8, preset=name, expect=expect) for name in names}
 
 
 def _files() -> dict[str, Configuration]:

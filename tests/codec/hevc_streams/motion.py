@@ -137,12 +137,9 @@ class MotionContext:
         if block.part == 1 and block.part_mode in ("Nx2N", "nLx2N", "nRx2N"):
             a1 = None
         b1 = at(x + width - 1, y - 1)
-        if (block.part == 1 and block.part_mode in ("2NxN", "2NxnU", "2NxnD")) or equal(a1, b1):
-            b1_candidate = None
-        else:
-            b1_candidate = b1
         if block.part == 1 and block.part_mode in ("2NxN", "2NxnU", "2NxnD"):
             b1 = None
+        b1_candidate = None if equal(a1, b1) else b1
         b0 = at(x + width, y - 1)
         b0 = None if equal(b1, b0) else b0
         a0 = at(x - 1, y + height)
@@ -201,7 +198,7 @@ class MotionContext:
             column = self.temporal(block, side, ref)
             if column is not None:
                 found.append(column)
-        return (found + [ZERO, ZERO])[:2]
+        return [*found, ZERO, ZERO][:2]
 
     def _same_picture(self, motions: list[Motion | None], side: int, ref: int) -> Vector | None:
         target = self.lists[side][ref].poc

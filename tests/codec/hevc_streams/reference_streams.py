@@ -1,5 +1,6 @@
 """Streams that exercise reference pictures, motion prediction and the order of pictures."""
 
+from collections.abc import Mapping
 from random import Random
 
 from tests.codec.hevc_streams.coding_tree import Choices
@@ -59,8 +60,8 @@ def many_references() -> Stream:
 @stream
 def unequal_lists() -> Stream:
     """Three references in list 0, one in list 1."""
-    header = {"temporal_mvp": True, "collocated_from_l0": False}
-    slices = lambda n: (SegmentPlan(0, SliceHeader("B", (3, 1), **header)),)  # noqa: E731
+    header = SliceHeader("B", (3, 1), temporal_mvp=True, collocated_from_l0=False)
+    slices = lambda n: (SegmentPlan(0, header),)  # noqa: E731
     return simple(choices=MOVING, slices=slices, groups=2, seed=66)
 
 
@@ -146,7 +147,7 @@ def lists_modified() -> Stream:
     return simple(pps=Pps(lists_modification=True), choices=MOVING, slices=slices, groups=2, seed=84)
 
 
-def _with_long_terms(sps: Sps, entries: dict[int, tuple[LongTerm, ...]], kind: str, seed: int) -> Stream:
+def _with_long_terms(sps: Sps, entries: Mapping[int, tuple[LongTerm, ...]], kind: str, seed: int) -> Stream:
     """Eleven pictures after an IDR, each referring to the one before and to the long-term ones of `entries`."""
     writer = Writer(sps, [Pps(lists_modification=True)], MOVING, seed)
     writer.add(Frame(0, nal=IDR_W_RADL))

@@ -38,7 +38,9 @@ def _is_split(tree: TreeCoder, cu: CodingUnit, node: _Node) -> bool:
     sps = tree.sps
     is_intra = cu.mode == INTRA
     intra_split = is_intra and cu.part_mode == "NxN"
-    depth = sps.max_transform_hierarchy_depth_intra + intra_split if is_intra else sps.max_transform_hierarchy_depth_inter
+    depth = (
+        sps.max_transform_hierarchy_depth_intra + intra_split if is_intra else sps.max_transform_hierarchy_depth_inter
+    )
     inter_split = depth == 0 and not is_intra and cu.part_mode != "2Nx2N" and node.depth == 0
     if sps.log2_min_tb < node.log2 <= sps.log2_max_tb and node.depth < depth and not (intra_split and node.depth == 0):
         split = tree.chance(tree.choices.split_transform)
