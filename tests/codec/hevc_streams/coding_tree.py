@@ -261,7 +261,7 @@ class TreeCoder:
         rise = np.add.outer(np.arange(cu.size), np.arange(cu.size)) * self.random.randint(-3, 3)
         noise = [self.random.getrandbits(max(luma_bits - 3, 1)) for _ in range(cu.size**2)]
         samples = (rise + self.random.getrandbits(luma_bits)).ravel() + noise
-        samples = np.clip(samples, 0, (1 << luma_bits) - 1)
+        samples = np.clip(samples, 0, (1 << luma_bits) - 1).astype(np.int64)
         self.cabac.raw(samples.tolist(), luma_bits)
         chroma = [self.random.getrandbits(chroma_bits) for _ in range(cu.size**2 // 2)]
         self.cabac.raw(chroma, chroma_bits)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tests.codec.hevc_streams.coding_tree import Choices
 from tests.codec.hevc_streams.parameter_sets import Pps, Sps
-from tests.codec.hevc_streams.sequence import IDR_W_RADL, Frame, Stream, Writer
+from tests.codec.hevc_streams.sequence import CRA, IDR_W_RADL, RASL, Frame, Stream, Writer
 from tests.codec.hevc_streams.slice_header import SliceHeader
 from tests.codec.hevc_streams.slice_writer import SegmentPlan
 
@@ -59,6 +59,15 @@ def add_low_delay(
     for poc in range(start + 1, start + count + 1):
         before = tuple(range(poc - 1, max(poc - 1 - refs, start - 1), -1))
         writer.add(Frame(poc, slices(len(before)), before=before, **fields))
+
+
+def add_open_group(writer: Writer, base: int, nal: int = CRA) -> None:
+    """A CRA or BLA picture at POC `base`, RASL pictures before it that refer to POC `base` - 4, and one after it."""
+    writer.add(Frame(base, intra_slices(), nal, before=(base - 4,), kept=(base - 4,)))
+    writer.add(Frame(base - 2, whole("B", 2), RASL, before=(base - 4,), after=(base,)))
+    writer.add(Frame(base - 3, whole("B", 2), RASL, before=(base - 4,), after=(base - 2, base)))
+    writer.add(Frame(base - 1, whole("B", 2), RASL, before=(base - 2, base - 4), after=(base,)))
+    writer.add(Frame(base + 1, whole("P"), before=(base,)))
 
 
 def simple(

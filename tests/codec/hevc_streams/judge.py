@@ -4,6 +4,7 @@ import io
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.logging import Capture
 
 
@@ -16,10 +17,11 @@ def decode(data: bytes, container: str = "hevc", slice_threads: int = 0) -> tupl
     previous = av.logging.get_level()
     av.logging.set_level(av.logging.WARNING)
     try:
-        with Capture(local=False) as complaints, av.open(io.BytesIO(data), format=container) as source:
+        with Capture(local=False) as complaints, av.open(io.BytesIO(data), mode="r", format=container) as source:
             context = source.streams.video[0].codec_context
             context.thread_type = "SLICE"
             context.thread_count = max(slice_threads, 1)
+            context.flags |= Flags.unaligned  # crop at the left exactly
             for frame in source.decode(video=0):
                 planes.append(luma(frame))
     finally:

@@ -6,34 +6,22 @@ from dataclasses import dataclass, field
 from tests.codec.hevc_streams.bits import BitWriter
 from tests.codec.hevc_streams.reference_sets import ShortTermSet, write_short_term_set
 from tests.codec.hevc_streams.transform import ScalingLists, default_list
+from tests.codec.hevc_streams.usability import write_profile_tier_level, write_usability
 
 
-def _profile_tier_level(bits: BitWriter, profile: int) -> None:
-    bits.u(0, 2)
-    bits.u(0)
-    bits.u(profile, 5)
-    for flag in range(32):
-        bits.u(int(flag == profile or (profile == 1 and flag == 2) or (profile == 3 and flag in (1, 2))))
-    bits.u(0b1001, 4)  # progressive, not interlaced, not packed, frames only
-    bits.u(0, 32)
-    bits.u(0, 12)
-    bits.u(93, 8)  # level 3.1
-
-
-def write_vps(profile: int, temporal_layers: int = 1) -> bytes:
-    """A video parameter set of one layer."""
+def write_vps(sps: "Sps") -> bytes:
+    """The video parameter set that `sps` refers to."""
+    temporal_layers = sps.temporal_layers
     bits = BitWriter()
-    bits.u(0, 4)
+    bits.u(sps.vps_id, 4)
     bits.u(3, 2)
     bits.u(0, 6)
     bits.u(temporal_layers - 1, 3)
     bits.u(1)
     bits.u(0xFFFF, 16)
-    _profile_tier_level(bits, profile)
-    for _ in range(2 * (temporal_layers - 1) and 8):
-        bits.u(0, 2)  # sub_layer_*_present_flag and reserved bits up to eight layers
-    bits.u(1)
-    for _ in range(temporal_layers):
+    write_profile_tier_level(bits, sps.profile, temporal_layers, sps.sub_layer_profiles)
+    bits.u(int(sps.sub_layer_ordering))
+    for _ in range(temporal_layers if sps.sub_layer_ordering else 1):
         bits.ue(15)
         bits.ue(4)
         bits.ue(0)
@@ -118,6 +106,11 @@ class Sps:
     long_term_lsbs: list[tuple[int, bool]] = field(default_factory=list)  # (POC lsb, used by current)
     temporal_mvp_enabled: bool = True
     strong_intra_smoothing: bool = False
+    vps_id: int = 0
+    sps_id: int = 0
+    usability: bool = False
+    sub_layer_profiles: bool = False
+    sub_layer_ordering: bool = True
 
     @property
     def qp_offset(self) -> int:
@@ -131,13 +124,11 @@ class Sps:
 
     def write(self) -> bytes:
         bits = BitWriter()
-        bits.u(0, 4)
+        bits.u(self.vps_id, 4)
         bits.u(self.temporal_layers - 1, 3)
         bits.u(1)
-        _profile_tier_level(bits, self.profile)
-        for _ in range(2 * (self.temporal_layers - 1) and 8):
-            bits.u(0, 2)
-        bits.ue(0)
+        write_profile_tier_level(bits, self.profile, self.temporal_layers, self.sub_layer_profiles)
+        bits.ue(self.sps_id)
         bits.ue(1)
         bits.ue(self.width)
         bits.ue(self.height)
@@ -148,8 +139,8 @@ class Sps:
         bits.ue(self.bit_depth - 8)
         bits.ue(self.bit_depth - 8)
         bits.ue(self.log2_max_poc_lsb - 4)
-        bits.u(1)
-        for _ in range(self.temporal_layers):
+        bits.u(int(self.sub_layer_ordering))
+        for _ in range(self.temporal_layers if self.sub_layer_ordering else 1):
             bits.ue(15)
             bits.ue(self.reorder)
             bits.ue(0)
@@ -189,8 +180,10 @@ class Sps:
                 bits.u(int(used))
         bits.u(int(self.temporal_mvp_enabled))
         bits.u(int(self.strong_intra_smoothing))
-        bits.u(0)
-        bits.u(0)
+        bits.u(int(self.usability))
+        if self.usability:
+            write_usability(bits, self.temporal_layers)
+        bits.u(0)  # sps_extension_present_flag
 
 
 @dataclass
@@ -220,11 +213,13 @@ class Pps:
     lists_modification: bool = False
     log2_parallel_merge_level: int = 2
     slice_header_extension: bool = False
+    pps_id: int = 0
+    sps_id: int = 0
 
     def write(self) -> bytes:
         bits = BitWriter()
-        bits.ue(0)
-        bits.ue(0)
+        bits.ue(self.pps_id)
+        bits.ue(self.sps_id)
         bits.u(int(self.dependent_slices_enabled))
         bits.u(int(self.output_flag_present))
         bits.u(self.extra_slice_header_bits, 3)

@@ -6,6 +6,7 @@ from random import Random
 from tests.codec.hevc_streams.coding_tree import Choices
 from tests.codec.hevc_streams.groups import (
     add_low_delay,
+    add_open_group,
     add_pyramid,
     bipredicted,
     intra_slices,
@@ -16,7 +17,7 @@ from tests.codec.hevc_streams.groups import (
 )
 from tests.codec.hevc_streams.parameter_sets import Pps, Sps
 from tests.codec.hevc_streams.reference_sets import LongTerm, ShortTermSet
-from tests.codec.hevc_streams.sequence import CRA, IDR_N_LP, IDR_W_RADL, RADL, RASL, TSA, Frame, Stream, Writer
+from tests.codec.hevc_streams.sequence import IDR_N_LP, IDR_W_RADL, RADL, TSA, Frame, Stream, Writer
 from tests.codec.hevc_streams.slice_header import SliceHeader
 from tests.codec.hevc_streams.slice_writer import SegmentPlan
 
@@ -264,21 +265,12 @@ def idr_with_radl() -> Stream:
     return writer.finish()
 
 
-def _open_group(writer: Writer, base: int) -> None:
-    """A CRA picture at POC `base` with RASL pictures before it that refer to POC `base` - 4."""
-    writer.add(Frame(base, intra_slices(), CRA, before=(base - 4,), kept=(base - 4,)))
-    writer.add(Frame(base - 2, whole("B", 2), RASL, before=(base - 4,), after=(base,)))
-    writer.add(Frame(base - 3, whole("B", 2), RASL, before=(base - 4,), after=(base - 2, base)))
-    writer.add(Frame(base - 1, whole("B", 2), RASL, before=(base - 2, base - 4), after=(base,)))
-    writer.add(Frame(base + 1, whole("P"), before=(base,)))
-
-
 @stream
 def cra_in_the_middle() -> Stream:
     writer = Writer(Sps(), [Pps()], MOVING, 94)
     writer.add(Frame(0, nal=IDR_W_RADL))
     add_pyramid(writer, 1)
-    _open_group(writer, 8)
+    add_open_group(writer, 8)
     return writer.finish()
 
 
@@ -290,7 +282,7 @@ def cra_at_the_start() -> Stream:
     add_pyramid(writer, 1)
     done = len(writer.pictures)
     writer.data = writer.parameter_sets()
-    _open_group(writer, 8)
+    add_open_group(writer, 8)
     cut = writer.pictures[done:]
     writer.pictures = [(picture, picture.poc >= 8) for picture, _ in cut]
     writer.shown = [[picture for picture, shown in writer.pictures if shown]]

@@ -32,7 +32,7 @@ class Frame:
     temporal_id: int = 0
     sps_set: int | None = None
     choices: Choices | None = None
-    pps: int = 0  # index into the stream's picture parameter sets, which are sent anew when it changes
+    pps: int = 0  # index into the stream's picture parameter sets; one that shares its id is sent anew when it is used
 
 
 @dataclass
@@ -63,18 +63,20 @@ class Writer:
         self.data = self.parameter_sets()
 
     def parameter_sets(self) -> bytes:
-        layers = self.sps.temporal_layers
-        stream = nal_unit(32, escape(write_vps(self.sps.profile, layers)))
+        """All parameter sets; of picture parameter sets with the same id the current one."""
+        stream = nal_unit(32, escape(write_vps(self.sps)))
         stream += nal_unit(33, escape(self.sps.write()))
-        return stream + nal_unit(34, escape(self.pps[self.current_pps].write()))
+        for pps in {pps.pps_id: pps for pps in [*self.pps, self.pps[self.current_pps]]}.values():
+            stream += nal_unit(34, escape(pps.write()))
+        return stream
 
     def add(self, frame: Frame) -> Picture:
         """Code one picture."""
-        if frame.pps != self.current_pps:
-            self.current_pps = frame.pps
-            self.data += nal_unit(34, escape(self.pps[frame.pps].write()), frame.temporal_id)
         pps = self.pps[frame.pps]
-        if frame.nal in (*IDR, BLA) or not self.shown:
+        if pps.pps_id == self.pps[self.current_pps].pps_id and frame.pps != self.current_pps:
+            self.data += nal_unit(34, escape(pps.write()), frame.temporal_id)
+        self.current_pps = frame.pps
+        if frame.nal in IDR or not self.shown:
             self.shown.append([])
             self.buffer.clear()
         references = self._references(frame)

@@ -67,7 +67,7 @@ def write_slice_header(sps: Sps, pps: Pps, picture: PictureHeader, header: Slice
     bits.u(int(segment.address == 0))
     if 16 <= picture.nal_type <= 23:
         bits.u(0)
-    bits.ue(0)
+    bits.ue(pps.pps_id)
     columns, rows = sps.ctbs
     if segment.address:
         if pps.dependent_slices_enabled:
