@@ -106,7 +106,8 @@ def _draw_pps(random: Random, sps: Sps) -> Pps:
         cabac_init_present=coin(),
         default_refs=(random.randint(1, 3), random.randint(1, 3)),
         init_qp=random.randint(20, 36),
-        constrained_intra_pred=random.random() < 0.3,
+        # FFmpeg errs on blocks smaller than half the minimum coding block, even where all blocks are intra.
+        constrained_intra_pred=sps.log2_min_tb >= sps.log2_min_cb - 1 and random.random() < 0.5,
         transform_skip_enabled=coin(),
         qp_delta_depth=depth if coin() else None,
         chroma_qp_offsets=(random.randint(-12, 12), random.randint(-12, 12)) if coin() else (0, 0),
