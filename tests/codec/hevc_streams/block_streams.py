@@ -23,7 +23,8 @@ def intra_modes() -> Stream:
 
 @stream
 def intra_strong_smoothing() -> Stream:
-    flat = Choices(split=0.1, cbf_luma=0.2, coefficient=150)
+    """Large flat blocks, some of which pass the test for bi-linear smoothing."""
+    flat = Choices(split=0.1, cbf_luma=0.3, coefficient=400)
     return simple(Sps(width=128, height=64, strong_intra_smoothing=True), choices=flat, low_delay=2)
 
 

@@ -1,9 +1,12 @@
 """The arithmetic encoder (H.265 clause 9.3): contexts, decision, bypass and terminating bins."""
 
 from collections.abc import Sequence
+from math import log2
 
 from tests.codec.hevc_streams.bits import BitWriter
 from tests.codec.hevc_streams.syntax_tables import CONTEXT_INIT, RANGE_LPS, TRANSITION_LPS
+
+LOG2 = [0.0, *(log2(value) for value in range(1, 512))]
 
 
 def initial_contexts(init_type: int, slice_qp: int) -> dict[str, list[int]]:
@@ -30,6 +33,7 @@ class CabacEncoder:
     def __init__(self, contexts: dict[str, list[int]]) -> None:
         self.contexts = contexts
         self.out = BitWriter()
+        self.spent = 0.0  # bits: what each bin narrows the range by, and PCM samples as they are
         self._restart()
 
     def _restart(self) -> None:
@@ -62,6 +66,7 @@ class CabacEncoder:
         states = self.contexts[name]
         state, most_probable = states[context] >> 1, states[context] & 1
         lps = RANGE_LPS[state][(self.range >> 6) & 3]
+        self.spent += LOG2[self.range]
         self.range -= lps
         if value != most_probable:
             self.low += self.range
@@ -71,10 +76,12 @@ class CabacEncoder:
             states[context] = TRANSITION_LPS[state] << 1 | most_probable
         else:
             states[context] = min(state + 1, 62) << 1 | most_probable
+        self.spent -= LOG2[self.range]
         self._renormalise()
 
     def bypass(self, value: int) -> None:
         """One bin of probability one half."""
+        self.spent += 1
         self.low <<= 1
         if value:
             self.low += self.range
@@ -103,7 +110,9 @@ class CabacEncoder:
 
     def terminate(self, value: int) -> None:
         """A terminating bin; a one also flushes the encoder and aligns to a byte (9.3.5.6 and byte_alignment())."""
+        self.spent += LOG2[self.range]
         self.range -= 2
+        self.spent -= LOG2[self.range if not value else 2]
         if not value:
             self._renormalise()
             return
@@ -116,6 +125,7 @@ class CabacEncoder:
 
     def raw(self, values: Sequence[int], length: int) -> None:
         """PCM samples after a terminating bin, then a new start of the arithmetic coder."""
+        self.spent += length * len(values)
         for value in values:
             self.out.u(value, length)
         self.out.align()

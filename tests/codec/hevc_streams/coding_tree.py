@@ -208,6 +208,7 @@ class TreeCoder:
 
     def _code_unit(self, cu: CodingUnit) -> None:
         area, picture = self._area(cu), self.picture
+        before = self.cabac.spent
         if self.pps.transquant_bypass_enabled:
             cu.bypass = self.chance(self.choices.bypass)
             self.cabac.decision("cu_transquant_bypass_flag", 0, int(cu.bypass))
@@ -228,6 +229,7 @@ class TreeCoder:
             self._code_intra(cu)
         picture.coded[area] = True
         picture.qp[area] = self.qp
+        picture.bits[area] = (self.cabac.spent - before) / (cu.size // 4) ** 2
         self.last_qp = self.qp
 
     def _code_mode(self, cu: CodingUnit) -> int:
@@ -260,13 +262,13 @@ class TreeCoder:
     def _code_pcm(self, cu: CodingUnit, luma_bits: int, chroma_bits: int) -> None:
         rise = np.add.outer(np.arange(cu.size), np.arange(cu.size)) * self.random.randint(-3, 3)
         noise = [self.random.getrandbits(max(luma_bits - 3, 1)) for _ in range(cu.size**2)]
-        samples = (rise + self.random.getrandbits(luma_bits)).ravel() + noise
-        samples = np.clip(samples, 0, (1 << luma_bits) - 1).astype(np.int64)
-        self.cabac.raw(samples.tolist(), luma_bits)
+        drawn = (rise + self.random.getrandbits(luma_bits)).ravel() + noise
+        samples = np.clip(drawn, 0, (1 << luma_bits) - 1).astype(np.int64).reshape(cu.size, cu.size)
+        self.cabac.raw(samples.ravel().tolist(), luma_bits)
         chroma = [self.random.getrandbits(chroma_bits) for _ in range(cu.size**2 // 2)]
         self.cabac.raw(chroma, chroma_bits)
         place = slice(cu.y, cu.y + cu.size), slice(cu.x, cu.x + cu.size)
-        self.picture.samples[place] = samples.reshape(cu.size, cu.size) << (self.sps.bit_depth - luma_bits)
+        self.picture.samples[place] = samples << (self.sps.bit_depth - luma_bits)
         self.picture.pcm[self._area(cu)] = True
 
     def _code_intra_modes(self, cu: CodingUnit) -> None:

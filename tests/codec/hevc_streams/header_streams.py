@@ -18,7 +18,7 @@ from tests.codec.hevc_streams.groups import (
 from tests.codec.hevc_streams.parameter_sets import Pps, Sps
 from tests.codec.hevc_streams.sequence import BLA, CRA, IDR_W_RADL, TSA, Frame, Stream, Writer
 
-DELIMITER, END_OF_SEQUENCE, END_OF_BITSTREAM, FILLER, PREFIX_SEI, SUFFIX_SEI, RESERVED = 35, 36, 37, 38, 39, 40, 45
+DELIMITER, END_OF_SEQUENCE, FILLER, PREFIX_SEI, SUFFIX_SEI, RESERVED = 35, 36, 38, 39, 40, 45
 
 
 @stream
@@ -130,7 +130,6 @@ def end_of_sequence() -> Stream:
     later = [(p, not 4 < p.poc < 8) for p, _ in writer.pictures[done:]]
     writer.pictures[done:] = later
     writer.shown[-1] = [picture for picture, shown in later if shown]
-    writer.data += nal_unit(END_OF_SEQUENCE, b"") + nal_unit(END_OF_BITSTREAM, b"")
     return writer.finish()
 
 

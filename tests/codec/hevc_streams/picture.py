@@ -24,6 +24,7 @@ class Truth:
     residual: np.ndarray  # [height, width] int32, pixel domain; 0 in PCM blocks
     pcm: np.ndarray  # bool
     bypass: np.ndarray  # bool: cu_transquant_bypass_flag
+    bits: np.ndarray  # float: the bits of coding_unit(), shared evenly by its blocks; split flags and SAO are in none
 
 
 class Motion(NamedTuple):
@@ -63,6 +64,7 @@ class Picture:
         self.pcm = np.zeros((rows, cols), bool)
         self.bypass = np.zeros((rows, cols), bool)
         self.qp = np.zeros((rows, cols), np.int8)
+        self.bits = np.zeros((rows, cols))
         self.intra_mode = np.ones((rows, cols), np.uint8)
         self.motion = np.full((rows, cols), None, object)
         self.lists: dict[int, tuple[list[Reference], list[Reference]]] = {}  # by SliceAddrRs
@@ -93,5 +95,5 @@ class Picture:
                         ref_poc[row, col, side] = self.reference(col * 4, row * 4, side, motion.ref[side]).poc
         return Truth(
             self.poc, shown, self.slice_type, self.log2_cu_size, self.mode, self.qp, mv, ref_poc, used, self.residual,
-            self.pcm, self.bypass,
+            self.pcm, self.bypass, self.bits,
         )  # fmt: skip

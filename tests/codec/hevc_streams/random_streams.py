@@ -1,5 +1,6 @@
 """Streams whose tools, partitions and references are all drawn from a seed: combinations that nobody thought of."""
 
+from functools import partial
 from random import Random
 
 from tests.codec.hevc_streams.coding_tree import Choices
@@ -20,12 +21,13 @@ def random_stream(seed: int) -> Stream:
     pps = _draw_pps(random, sps)
     writer = Writer(sps, [pps], _draw_choices(random, sps), seed)
     writer.add(Frame(0, _draw_segments(random, sps, pps, 0), IDR_W_RADL))
+    before: tuple[int, ...]
     if random.random() < 0.5:
         for base in (0, 4):
-            for offset, before, after in PYRAMID:
-                pocs = tuple(base + o for o in before), tuple(base + o for o in after)
+            for offset, earlier, later in PYRAMID:
+                before, after = tuple(base + o for o in earlier), tuple(base + o for o in later)
                 slices = _draw_segments(random, sps, pps, len(before + after))
-                writer.add(Frame(base + offset, slices, before=pocs[0], after=pocs[1]))
+                writer.add(Frame(base + offset, slices, before=before, after=after))
     else:
         for poc in range(1, 7):
             before = tuple(range(poc - 1, max(poc - 3, 0 if sps.long_term_present else -1), -1))
@@ -175,9 +177,7 @@ def _draw_segments(random: Random, sps: Sps, pps: Pps, references: int) -> tuple
     return tuple(plans)
 
 
-def _draw_header(
-    random: Random, sps: Sps, pps: Pps, references: int, shared: tuple[bool, bool, int]
-) -> SliceHeader:
+def _draw_header(random: Random, sps: Sps, pps: Pps, references: int, shared: tuple[bool, bool, int]) -> SliceHeader:
     """`shared` fixes what all slices of a picture agree on: temporal prediction and the collocated picture."""
     kind = random.choice("BBBP") if references else "I"
     counts = random.randint(1, 4), random.randint(1, 4)
@@ -210,5 +210,4 @@ def _draw_header(
     )
 
 
-for _seed in range(REGISTERED):
-    STREAMS[f"random_{_seed}"] = lambda seed=_seed: random_stream(seed)
+STREAMS.update({f"random_{seed}": partial(random_stream, seed) for seed in range(REGISTERED)})

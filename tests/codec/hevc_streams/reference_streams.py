@@ -9,7 +9,6 @@ from tests.codec.hevc_streams.groups import (
     add_open_group,
     add_pyramid,
     bipredicted,
-    intra_slices,
     predicted,
     simple,
     stream,

@@ -40,6 +40,14 @@ def test_truth_is_consistent() -> None:
     assert any(truth.pcm.any() and truth.bypass.any() for truth in stream.truth)
 
 
+def test_bits_add_up() -> None:
+    """The coding units' bits are the stream's but for headers, split flags and the coder's own overhead."""
+    for name in ("large_levels", "pcm"):
+        stream = STREAMS[name]()
+        spent = sum(truth.bits.sum() for truth in stream.truth)
+        assert 0.95 * 8 * len(stream.data) < spent < 8 * len(stream.data)
+
+
 def test_streams_are_reproducible() -> None:
     first, second = STREAMS["collocated_anywhere"](), STREAMS["collocated_anywhere"]()
     assert first.data == second.data

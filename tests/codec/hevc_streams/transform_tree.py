@@ -107,11 +107,12 @@ def scan_index(mode: int, small: bool) -> int:
 def random_levels(random: Random, size: int, largest: int) -> np.ndarray:
     """Levels [size, size], not all zero: few or many, near the mean or anywhere, small or up to `largest`."""
     levels = np.zeros((size, size), np.int64)
-    reach = random.choice((1, 2, 4, size))
+    draw = random.random
+    reach = min(random.choice((1, 2, 4, size)), size)
     for _ in range(random.choice((1, 2, 4, 10, 30))):
-        limit = random.choice((1, 1, 2, 4, largest))
-        level = random.randint(1, min(limit, largest)) * random.choice((-1, 1))
-        levels[random.randrange(min(reach, size)), random.randrange(min(reach, size))] = level
+        limit = (1, 1, 2, 4, largest)[int(5 * draw())]
+        level = 1 + int(min(limit, largest) * draw())
+        levels[int(reach * draw()), int(reach * draw())] = level if draw() < 0.5 else -level
     return levels
 
 
