@@ -24,8 +24,9 @@ def intra_modes() -> Stream:
 @stream
 def intra_strong_smoothing() -> Stream:
     """Large flat blocks, some of which pass the test for bi-linear smoothing."""
-    flat = Choices(split=0.1, cbf_luma=0.3, coefficient=400)
-    return simple(Sps(width=128, height=64, strong_intra_smoothing=True), choices=flat, low_delay=2)
+    choices = Choices(split=0.15, intra=0.5, cbf_luma=0.3, split_transform=0.1, coefficient=900)
+    sps = Sps(width=160, height=96, strong_intra_smoothing=True)
+    return simple(sps, choices=choices, low_delay=4, seed=1)
 
 
 @stream
