@@ -195,6 +195,9 @@ def _files() -> dict[str, Configuration]:
         "tall": Configuration(size=(72, 176), scene="pan"),
         "one_picture": Configuration("keyint=1", "still", frames=1, expect=("keyint=1 ",)),
         "repeat_headers": Configuration("repeat-headers=1:keyint=3:min-keyint=3:aud=1", expect=(" repeat-headers ",)),
+        "decoder_model": Configuration(
+            "hrd=1:bitrate=150:vbv-maxrate=200:vbv-bufsize=200:aud=1", "noisy", expect=(" hrd ", " aud ")
+        ),
         "hash_sei": Configuration("hash=1", expect=("hash=1",)),
     }
     for container in ("mp4", "matroska", "mpegts"):

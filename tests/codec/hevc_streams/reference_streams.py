@@ -52,6 +52,34 @@ def vectors_at_the_limits() -> Stream:
     return simple(choices=Choices(intra=0.08, vector=32767), groups=2, seed=64)
 
 
+def _poc_gaps(vector: int, seed: int) -> Stream:
+    """Uneven POC distances, from 1 to over 128: all rounding and clipping of scaled vectors."""
+    choices = Choices(intra=0.05, skip=0.3, merge=0.5, split=0.6, vector=vector)
+    writer = Writer(Sps(log2_max_poc_lsb=10, reorder=3), [Pps()], choices, seed)
+    pocs = (0, 5, 12, 13, 150, 157, 162, 400, 401, 414, 437)
+    writer.add(Frame(0, nal=IDR_W_RADL))
+    for index, poc in enumerate(pocs[1:], 1):
+        before = pocs[max(index - 4, 0) : index][::-1]
+        count = len(before)
+        slices = whole("B" if index % 3 else "P", count, collocated_ref=index % count)
+        writer.add(Frame(poc, slices, before=before))
+    writer.add(Frame(720, whole("B", 3), before=(437, 414, 401)))
+    for poc in (530, 500, 470):
+        after = tuple(later for later in (500, 530, 720) if later > poc)
+        writer.add(Frame(poc, whole("B", 3), before=(437, 414), after=after))
+    return writer.finish()
+
+
+@stream
+def poc_gaps() -> Stream:
+    return _poc_gaps(400, 98)
+
+
+@stream
+def poc_gaps_far_vectors() -> Stream:
+    return _poc_gaps(9000, 99)
+
+
 @stream
 def many_references() -> Stream:
     return simple(choices=MOVING, slices=lambda n: whole("B", 5), groups=2, seed=65)
