@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from codec.hevc.frames import Parsed, Parser, parse
+from codec.hevc.parser import Parsed, Parser, parse
 from codec.source import Clip, Picture, pictures
 from codec.types import BLOCK_SIZE, CodecError, FrameSignals, cell_grid
 
@@ -27,7 +27,7 @@ def signals(clip: Clip) -> Iterator[FrameSignals]:
     """The signals of an HEVC clip in display order, without decoding its pixels.
 
     Raises:
-        UnsupportedStream, CodecError: as `frames.parse`.
+        UnsupportedStream, CodecError: as `parser.parse`.
     """
     for index, parsed in enumerate(parse(clip)):
         yield _signals(clip, parsed, index)
@@ -38,7 +38,7 @@ def read(clip: Clip) -> Iterator[tuple[av.VideoFrame, FrameSignals]]:
 
     Raises:
         UnsupportedStream: see there.
-        CodecError: as `frames.parse` and `source.pictures`, or where the two disagree on which frames are shown.
+        CodecError: as `parser.parse` and `source.pictures`, or where the two disagree on which frames are shown.
     """
     parser = Parser(clip)
     decoded: deque[Picture] = deque()
