@@ -1,7 +1,8 @@
 // The Python module codec.hevc._hevc.
 
-#include <cmath>
-#include <cstring>
+#include <cstdint>
+#include <memory>
+#include <vector>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -20,21 +21,29 @@ using hevc::Fields;
 using hevc::Picture;
 using Pictures = std::vector<std::shared_ptr<Picture>>;
 
-// A NumPy array [rows, columns, ...] of one or more values a cell.
+// A NumPy array [rows, columns, ...] of one or more values a cell, which fill(first value) sets.
+template <typename T, typename Fill>
+nb::ndarray<nb::numpy, T> array(const Fields& fields, std::initializer_list<std::size_t> inner, Fill fill) {
+    std::vector<std::size_t> shape{std::size_t(fields.rows()), std::size_t(fields.columns())};
+    shape.insert(shape.end(), inner);
+    std::size_t count = 1;
+    for (const std::size_t length : shape) count *= length;
+    std::unique_ptr<T[]> data(new T[count]);
+    T* const first = data.get();
+    fill(first);
+    nb::capsule owner(data.release(), [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<nb::numpy, T>(first, shape.size(), shape.data(), owner);
+}
+
+// The same, set cell by cell: visit(first value of the cell, x, y of a pixel in it).
 template <typename T, typename Visit>
 nb::ndarray<nb::numpy, T> grid(const Picture& picture, std::initializer_list<std::size_t> inner, Visit visit) {
     const Fields fields(picture);
-    std::vector<std::size_t> shape{std::size_t(fields.rows()), std::size_t(fields.columns())};
     std::size_t values = 1;
-    for (const std::size_t length : inner) {
-        shape.push_back(length);
-        values *= length;
-    }
-    auto data = std::make_unique<T[]>(shape[0] * shape[1] * values);
-    T* const first = data.get();
-    fields.each([&](std::size_t n, int x, int y) { visit(first + n * values, x, y); });
-    nb::capsule owner(data.release(), [](void* p) noexcept { delete[] static_cast<T*>(p); });
-    return nb::ndarray<nb::numpy, T>(first, shape.size(), shape.data(), owner);
+    for (const std::size_t length : inner) values *= length;
+    return array<T>(fields, inner, [&](T* first) {
+        fields.each([&](std::size_t n, int x, int y) { visit(first + n * values, x, y); });
+    });
 }
 
 auto qp(const Picture& picture) {
@@ -51,24 +60,22 @@ auto mode(const Picture& picture) {
 
 auto bits(const Picture& picture) {
     const Fields fields(picture);
-    return grid<float>(picture, {}, [&](auto* out, int x, int y) { *out = fields.bits(x, y); });
+    return array<float>(fields, {}, [&](float* out) { fields.bits(out); });
 }
 
 auto energy(const Picture& picture) {
-    return grid<float>(picture, {}, [&](auto* out, int x, int y) { *out = picture.energy_at(x, y)[0]; });
+    const Fields fields(picture);
+    return array<float>(fields, {}, [&](float* out) { fields.energy(out); });
 }
 
 auto residual(const Picture& picture) {
-    return grid<float>(picture, {}, [&](auto* out, int x, int y) { *out = std::sqrt(picture.energy_at(x, y)[0]); });
+    const Fields fields(picture);
+    return array<float>(fields, {}, [&](float* out) { fields.residual(out); });
 }
 
 auto displacement(const Picture& picture, float frames) {
     const Fields fields(picture);
-    return grid<float>(picture, {2}, [&](auto* out, int x, int y) {
-        const auto moved = fields.displacement(picture.motion_at(x, y), frames);
-        out[0] = moved[0];
-        out[1] = moved[1];
-    });
+    return array<float>(fields, {2}, [&](float* out) { fields.displacement(frames, out); });
 }
 
 auto vectors(const Picture& picture) {

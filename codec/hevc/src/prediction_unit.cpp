@@ -87,8 +87,11 @@ void SliceDecoder::fill_motion(const PredictionBlock& block, const Motion& motio
             "a block refers to a picture outside its slice's lists");
     Motion stored = motion;
     stored.slice = std::uint16_t(picture_.slices.size() - 1);
-    Motion* row = &picture_.motion_at(block.x, block.y);
-    for (int y = 0; y < block.height / 4; ++y, row += picture_.cell_columns) std::fill_n(row, block.width / 4, stored);
+    const int width = block.width / 4;
+    Motion* const first = &picture_.motion_at(block.x, block.y);
+    std::fill_n(first, width, stored);
+    Motion* row = first;
+    for (int y = 1; y < block.height / 4; ++y) std::copy_n(first, width, row += picture_.cell_columns);
 }
 
 }  // namespace hevc

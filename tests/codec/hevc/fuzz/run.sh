@@ -14,11 +14,11 @@ mkdir -p "$folder/corpus" "$folder/crashes"
 sources=$(find codec/hevc/src -name '*.cpp' ! -name bindings.cpp)
 if [ ! -x "$folder/fuzz" ]; then
     # shellcheck disable=SC2086
-    clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icodec/hevc/src \
+    clang++ -std=c++17 -O2 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icodec/hevc/src \
         tests/codec/hevc/fuzz/target.cpp $sources -o "$folder/fuzz"
 fi
 if [ -z "$(ls -A "$folder/corpus")" ]; then
     python -m tests.codec.hevc.fuzz.corpus "$folder/corpus"
 fi
-"$folder/fuzz" -runs="$runs" -seed="${SEED:-1}" -max_len=8192 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=1024 -print_final_stats=1 \
+"$folder/fuzz" -runs="$runs" -seed="${SEED:-1}" -max_len=3000 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=1024 -print_final_stats=1 \
     -artifact_prefix="$folder/crashes/" "$folder/corpus"

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "decoder.h"
 #include "fields.h"
@@ -11,11 +12,17 @@ namespace {
 // Touches all that a user can see of a picture.
 float use(const hevc::Picture& picture) {
     const hevc::Fields fields(picture);
-    float sum = 0;
+    const auto cells = std::size_t(fields.rows()) * std::size_t(fields.columns());
+    std::vector<float> values(2 * cells);
+    fields.displacement(1, values.data());
+    float sum = values[cells];
+    fields.bits(values.data());
+    sum += values[cells / 2];
+    fields.residual(values.data());
+    sum += values[cells / 2];
     fields.each([&](std::size_t, int x, int y) {
         const hevc::Motion& motion = picture.motion_at(x, y);
-        const auto moved = fields.displacement(motion, 1);
-        sum += fields.bits(x, y) + picture.energy_at(x, y)[0] + moved[0] + moved[1];
+        sum += float(picture.unit_at(x, y).qp);
         for (std::size_t list = 0; list < 2; ++list) {
             if (motion.reference[list] >= 0) sum += float(picture.slices[motion.slice].poc[list][std::size_t(motion.reference[list])]);
         }
