@@ -8,7 +8,6 @@ from pathlib import Path
 import nanobind
 from setuptools import Extension, setup
 
-
 BINDINGS = "codec/native/nanobind.cpp"
 
 
@@ -22,7 +21,14 @@ def extension(name: str, folder: str) -> Extension:
         include_dirs=[nanobind.include_dir(), str(library), str(library.parent / "ext" / "robin_map" / "include")],
         define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
         # nanobind wants to be compiled without strict aliasing, and modules share no symbols.
-        extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-strict-aliasing", "-fno-math-errno"],
+        extra_compile_args=[
+            "-std=c++17",
+            "-O3",
+            "-g0",
+            "-fvisibility=hidden",
+            "-fno-strict-aliasing",
+            "-fno-math-errno",
+        ],
         language="c++",
     )
 

@@ -1,5 +1,8 @@
-"""The reader against x265, with FFmpeg's decoder as the judge: over the matrix of configurations, every slice's parse ends where the
-slice does, the same frames are shown, bits add up; and where no loop filter hides it, motion and residual are exact."""
+"""The reader against x265, with FFmpeg's decoder as the judge.
+
+Over the matrix of configurations, every slice's parse ends where the slice does, the same frames are shown and bits add up; and
+where no loop filter hides it, motion and residual are exact.
+"""
 
 import io
 import re

@@ -26,12 +26,12 @@ def test_reader_finds_what_was_written(name: str) -> None:
 
 def test_frames_before_a_change_of_size_are_read() -> None:
     stream = STREAMS["size_changes"]()
-    frames = []
+    frames: list[hevc.HevcFrame] = []
     with pytest.raises(CodecError, match=r"spliced: the picture size changes from \d+x\d+ to 96x112 at frame 5"):
-        for frame in hevc.frames(stream.data, name="spliced"):
-            frames.append(frame)
-            compare(frame, stream.truth[frame.order], 8)
+        frames.extend(hevc.frames(stream.data, name="spliced"))
     assert len(frames) == 5
+    for frame in frames:
+        compare(frame, stream.truth[frame.order], 8)
 
 
 def compare(frame: hevc.HevcFrame, truth: Truth, bit_depth: int) -> None:

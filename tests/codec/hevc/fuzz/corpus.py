@@ -15,7 +15,13 @@ from tests.codec.hevc_streams.streams import STREAMS
 LONGEST = 2500
 """Bytes of an input: fewer make more executions a second."""
 START = b"\x00\x00\x01"
-X265 = ("bframes=2:ctu=16", "bframes=2:ctu=32:rect=1:amp=1", "wpp=1:ctu=16:bframes=0", "lossless=1:ctu=16", "tskip=1:ctu=16:qp=20")
+X265 = (
+    "bframes=2:ctu=16",
+    "bframes=2:ctu=32:rect=1:amp=1",
+    "wpp=1:ctu=16:bframes=0",
+    "lossless=1:ctu=16",
+    "tskip=1:ctu=16:qp=20",
+)
 
 
 def beginning(data: bytes) -> bytes:
@@ -45,7 +51,9 @@ def main(folder: Path) -> None:
     for number, params in enumerate(X265):
         configuration = Configuration(params, "noisy", (48, 32), 3)
         (folder / f"x265_{number}").write_bytes(beginning(encode(configuration)))
-    (folder / "mp4").write_bytes(in_mp4(encode(Configuration("bframes=1:ctu=16:info=0", "noisy", (48, 32), 3, container="mp4"))))
+    (folder / "mp4").write_bytes(
+        in_mp4(encode(Configuration("bframes=1:ctu=16:info=0", "noisy", (48, 32), 3, container="mp4")))
+    )
 
 
 if __name__ == "__main__":
