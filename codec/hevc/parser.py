@@ -63,8 +63,8 @@ class HevcFrame:
     predicted: npt.NDArray[np.bool_]
     """[rows, cols, 2]: whether each list is used."""
     bits: npt.NDArray[np.float32]
-    """[rows, cols]: a coding unit's bits, spread evenly over its cells in the picture: the arithmetic coder's, fractions included, and
-    those of the split flags before the unit."""
+    """[rows, cols]: a coding unit's bits, spread evenly over its cells in the picture: the arithmetic coder's, fractions
+    included, and those of the split flags before the unit."""
     residual_energy: npt.NDArray[np.float32]
     """[rows, cols]: mean square of the coded luma residual over the cell's pixels, in squared grey levels of an 8-bit picture.
 

@@ -25,14 +25,11 @@ std::shared_ptr<Picture> DecodedPictures::find(std::int32_t poc, std::int32_t ma
     return nullptr;
 }
 
-std::shared_ptr<Picture> DecodedPictures::reference(std::int32_t poc, std::int32_t mask, const Picture& current) {
-    if (auto found = find(poc, mask)) return found;
-    auto placeholder = std::make_shared<Picture>();  // 8.3.3.2
-    placeholder->sps = current.sps;
-    placeholder->poc = poc;
-    placeholder->missing = true;
-    pictures_.push_back(placeholder);
-    return placeholder;
+// A picture that the current one is predicted from. Only leading pictures that are skipped anyway may lack one (8.3.3).
+std::shared_ptr<Picture> DecodedPictures::reference(std::int32_t poc, std::int32_t mask) const {
+    auto found = find(poc, mask);
+    require(found != nullptr, "it refers to a picture that is missing");
+    return found;
 }
 
 void DecodedPictures::update_references(const SliceHeader& header, const Picture& current) {
@@ -47,7 +44,7 @@ void DecodedPictures::update_references(const SliceHeader& header, const Picture
         const auto poc = entry.has_msb ? std::int32_t(std::uint32_t(entry.poc) + high) : entry.poc;
         const std::int32_t mask = entry.has_msb ? -1 : lsb_mask;
         if (entry.used) {
-            kept.push_back(reference(poc, mask, current));
+            kept.push_back(reference(poc, mask));
             long_term_.push_back(kept.back());
         } else if (auto found = find(poc, mask)) {
             kept.push_back(found);
@@ -57,7 +54,7 @@ void DecodedPictures::update_references(const SliceHeader& header, const Picture
     for (int n = 0; n < header.reference_set.count; ++n) {
         const auto poc = std::int32_t(std::uint32_t(current.poc) + std::uint32_t(header.reference_set.delta[std::size_t(n)]));
         if (header.reference_set.used[std::size_t(n)]) {
-            kept.push_back(reference(poc, -1, current));
+            kept.push_back(reference(poc, -1));
             (n < header.reference_set.negative_count ? before_ : after_).push_back(kept.back());
         } else if (auto found = find(poc, -1)) {
             kept.push_back(found);

@@ -14,7 +14,7 @@ public:
     // Forgets all references, at the start of a coded video sequence; pictures still awaiting output are output, or dropped.
     void start_sequence(bool drop);
 
-    // Marks what the current picture's reference picture set keeps; what it lacks is replaced by placeholders.
+    // Marks what the current picture's reference picture set keeps. Throws Damage if a picture that it uses is missing.
     void update_references(const SliceHeader& header, const Picture& current);
 
     // The reference lists of a slice of the current picture; also fills the slice's record in the picture.
@@ -33,7 +33,7 @@ public:
 
 private:
     std::shared_ptr<Picture> find(std::int32_t poc, std::int32_t mask) const;
-    std::shared_ptr<Picture> reference(std::int32_t poc, std::int32_t mask, const Picture& current);
+    std::shared_ptr<Picture> reference(std::int32_t poc, std::int32_t mask) const;
     bool output_first(std::int64_t before);
     void remove_unused();
 

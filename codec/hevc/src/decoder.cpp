@@ -95,7 +95,8 @@ void Decoder::read_slice(int type, int temporal_id) {
     const bool first = !payload_.empty() && payload_[0] >> 7;
     if (first) {
         finish_picture();
-        skipping_ = is_rasl(type) && (skip_rasl_ || sequence_starts_);
+        // Decoding starts at an IRAP picture; its RASL pictures refer to pictures before it.
+        skipping_ = sequence_starts_ ? !is_irap(type) : is_rasl(type) && skip_rasl_;
     }
     if (skipping_) return;
     SliceHeader header = read_slice_header(bits, type, sets_, first || !has_header_ ? nullptr : &header_);

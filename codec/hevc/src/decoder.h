@@ -49,7 +49,7 @@ private:
     std::shared_ptr<Picture> current_;
     SliceHeader header_;           // of the last independent slice segment
     bool has_header_ = false;      // ... of the current picture
-    bool skipping_ = false;        // the current picture is a leading one that cannot be decoded
+    bool skipping_ = false;        // the current picture cannot be decoded, for what it refers to precedes the start
     ReferenceLists lists_;
     SliceState state_;
     std::vector<std::uint8_t> intra_modes_;

@@ -135,7 +135,7 @@ void MotionPredictor::add_zero(Candidates& candidates) const {
 
 // 8.5.3.2.8: the collocated block to the lower right, else the one at the centre.
 bool MotionPredictor::temporal(const PredictionBlock& block, int list, int reference, Vector& vector) const {
-    if (!lists_.collocated || lists_.collocated->missing) return false;
+    if (!lists_.collocated) return false;
     const Sps& sps = *header_.sps;
     const int right = block.x + block.width;
     const int bottom = block.y + block.height;

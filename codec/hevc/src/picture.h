@@ -57,7 +57,6 @@ struct Picture {
     int type = kI;           // B if any slice is, else P if any is
     std::int64_t order = 0;  // in decoding order, as numbered by the caller
     bool key_frame = false;
-    bool missing = false;    // stands for a reference that the stream lacks: has no grids
     Marking marking = Marking::kShortTerm;
     bool wanted = false;     // awaits output
     std::int64_t slice_data_bits = 0;

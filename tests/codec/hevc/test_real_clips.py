@@ -1,4 +1,7 @@
-"""Real clips: a stream that x265 did not write, and two clips of cameras and screens transcoded. They are not part of the repository."""
+"""Real clips: a stream that x265 did not write, and two clips of cameras and screens transcoded.
+
+They are not part of the repository.
+"""
 
 import io
 from pathlib import Path

@@ -168,3 +168,45 @@ def read_until_error(data: bytes) -> tuple[list[codec.FrameSignals], str]:
     except codec.CodecError as error:
         return frames, str(error)
     return frames, ""
+
+
+def without_picture(data: bytes, number: int) -> bytes:
+    """A raw stream of one slice a picture, less a picture."""
+    start = b"\x00\x00\x01"
+    units = data.split(start)[1:]
+    pictures = [n for n, unit in enumerate(units) if unit[0] >> 1 & 63 < 32]
+    return b"".join(start + unit for n, unit in enumerate(units) if n != pictures[number])
+
+
+@pytest.mark.parametrize("params", ["bframes=0:keyint=6:min-keyint=6", "bframes=3:keyint=6:min-keyint=6:open-gop=1"])
+def test_reading_starts_at_the_first_picture_that_can_be_decoded(params: str) -> None:
+    """As FFmpeg does, in a stream that was cut out of a longer one."""
+    data = without_picture(encoded(20, params, "hevc"), 0)
+    with av.open(io.BytesIO(data), format="hevc") as clip:
+        shown = sum(1 for _ in clip.decode(video=0))
+    assert 10 < shown < 19
+    assert len(list(codec.signals(data))) == len(list(codec.decode(data))) == shown
+
+
+@pytest.mark.parametrize("read", [codec.signals, codec.decode])
+def test_a_lost_picture_is_damage_to_those_that_refer_to_it(read) -> None:
+    """FFmpeg leaves such frames out without a word."""
+    data = without_picture(encoded(20, "bframes=0:keyint=8", "hevc"), 3)
+    frames = []
+    with pytest.raises(codec.CodecError, match="frame 3 is damaged: it refers to a picture that is missing"):
+        frames.extend(read(data))
+    assert len(frames) == 3
+
+
+def test_random_damage_never_raises_anything_else(clip: bytes) -> None:
+    rng = np.random.default_rng(0)
+    for read in (codec.signals, codec.decode):
+        for _ in range(20):
+            broken = np.frombuffer(clip, np.uint8).copy()
+            broken[rng.integers(1000, len(broken), 6)] = rng.integers(0, 256, 6)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # damage may look like a feature
+                try:
+                    assert sum(1 for _ in read(broken.tobytes())) <= 12
+                except codec.CodecError:
+                    continue
