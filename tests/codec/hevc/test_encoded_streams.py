@@ -84,6 +84,7 @@ def test_residual_is_what_prediction_leaves(name: str) -> None:
     assert energy.any() == coded.any()
     if energy.any():
         assert np.corrcoef(energy, coded)[0, 1] >= 0.99
+        assert coded.sum() == pytest.approx(energy.sum(), rel=0.1)
 
 
 def unweighted(name: str) -> Configuration:
