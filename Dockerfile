@@ -12,7 +12,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends pdsh openssh-se
     && rm -rf /var/lib/apt/lists/* && mkdir -p /run/sshd
 
 WORKDIR /opt/megatron-ovenc
-COPY pyproject.toml README.md ./
+COPY pyproject.toml setup.py README.md ./
 COPY megatron_ovenc megatron_ovenc
 COPY onevision_encoder onevision_encoder
 COPY codec codec

@@ -8,7 +8,7 @@ A file without a frame count (raw streams, Matroska, MPEG-TS) that was cut exact
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -81,10 +81,14 @@ def open_clip(source: Source, name: str | None = None) -> Iterator[Clip]:
         yield Clip(name=label, container=container, stream=stream)
 
 
-def pictures(clip: Clip) -> Iterator[Picture]:
+def pictures(clip: Clip, observe: Callable[[int, av.Packet], None] | None = None) -> Iterator[Picture]:
     """Decode a clip in display order.
 
     Every sound picture before the damage is yielded first; then the error is raised.
+
+    Args:
+        clip: an open clip.
+        observe: called with each packet and its position in decoding order before the packet is decoded.
 
     Raises:
         CodecError: the stream is damaged, truncated, changes its picture size, or holds no picture at all.
@@ -94,8 +98,10 @@ def pictures(clip: Clip) -> Iterator[Picture]:
     decoder.flags |= Flags.copy_opaque
     size: tuple[int, int] | None = None
     count = 0
-    for order, packet in enumerate(_packets(clip)):
+    for order, packet in enumerate(packets(clip)):
         if packet is not None:
+            if observe is not None:
+                observe(order, packet)
             # The packet's bytes, not the packet: one that owned itself would never be freed.
             packet.opaque = (order, bytes(packet))
         try:
@@ -183,7 +189,7 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _packets(clip: Clip) -> Iterator[av.Packet | None]:
+def packets(clip: Clip) -> Iterator[av.Packet | None]:
     """The packets of the video stream, then None to drain the decoder; only then is damage to the file raised."""
     count = 0
     damage: CodecError | None = None

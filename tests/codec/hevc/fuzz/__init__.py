@@ -1,0 +1,1 @@
+"""Fuzzing of the HEVC core; not part of the test run."""
