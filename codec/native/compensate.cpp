@@ -1,0 +1,339 @@
+// Motion compensation of one H.264 picture, and what it leaves: the inner loops of codec/compensate.py.
+//
+// Luma sample interpolation is that of ITU-T H.264, 8.4.2.2.1: half samples by the six-tap filter (1, -5, 20, 20, -5, 1) / 32,
+// quarter samples by the rounded mean of two neighbours among integer and half samples. Beyond the picture its edge repeats.
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
+
+namespace nb = nanobind;
+
+namespace {
+
+constexpr int kCell = 4;         // pixels per cell side
+constexpr int kQuarter = 8;      // pixels per side of a quarter of a macroblock, the finest unit that FFmpeg exports
+constexpr int kMacroblock = 16;
+constexpr int kBefore = 2;       // samples that the six taps read before and after a position
+constexpr int kAfter = 3;
+constexpr int kWindow = kMacroblock + kBefore + kAfter;
+
+using Plane = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
+using Records = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Motion = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Residual = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Pixels = std::array<std::uint8_t, kMacroblock * kMacroblock>;
+
+struct Picture {
+    const std::uint8_t* data;
+    std::ptrdiff_t stride;
+    int height;
+    int width;
+    int distance;  // frames between it and the picture that is predicted, in display order
+
+    Picture(const Plane& plane, int distance)
+        : data(plane.data()), stride(plane.stride(0)), height(int(plane.shape(0))), width(int(plane.shape(1))), distance(distance) {
+        if (plane.stride(1) != 1) throw std::invalid_argument("the pixels of a row must follow one another");
+    }
+};
+
+struct Vector {
+    std::int32_t x = 0;
+    std::int32_t y = 0;
+    bool known = false;
+
+    bool operator==(const Vector& other) const { return x == other.x && y == other.y && known == other.known; }
+};
+
+struct Vectors {  // of one quarter of a macroblock
+    Vector past;
+    Vector future;
+
+    bool operator==(const Vectors& other) const { return past == other.past && future == other.future; }
+};
+
+struct Block {
+    int x, y, width, height;
+};
+
+// ---- prediction ------------------------------------------------------------------------------------------------------------
+
+std::uint8_t clipped(int sample) { return std::uint8_t(std::clamp(sample, 0, 255)); }
+
+template <typename Sample>
+int six_taps(const Sample* at, std::ptrdiff_t step) {
+    return (at[-2 * step] + at[3 * step]) - 5 * (at[-step] + at[2 * step]) + 20 * (at[0] + at[step]);
+}
+
+enum Half { kFull, kRight, kDown, kBoth };
+
+// Samples at integer positions, half a pixel to the right, half a pixel down, or both.
+template <int Width>
+void interpolate(Half half, const std::uint8_t* from, std::ptrdiff_t stride, int height, std::uint8_t* to) {
+    switch (half) {
+        case kFull:
+            for (int y = 0; y < height; ++y) std::memcpy(to + y * kMacroblock, from + y * stride, Width);
+            return;
+        case kRight:
+            for (int y = 0; y < height; ++y)
+                for (int x = 0; x < Width; ++x)
+                    to[y * kMacroblock + x] = clipped((six_taps(from + y * stride + x, 1) + 16) >> 5);
+            return;
+        case kDown:
+            for (int y = 0; y < height; ++y)
+                for (int x = 0; x < Width; ++x)
+                    to[y * kMacroblock + x] = clipped((six_taps(from + y * stride + x, stride) + 16) >> 5);
+            return;
+        case kBoth:
+            std::int16_t across[kWindow * Width];
+            for (int y = -kBefore; y < height + kAfter; ++y)
+                for (int x = 0; x < Width; ++x)
+                    across[(y + kBefore) * Width + x] = std::int16_t(six_taps(from + y * stride + x, 1));
+            for (int y = 0; y < height; ++y)
+                for (int x = 0; x < Width; ++x)
+                    to[y * kMacroblock + x] = clipped((six_taps(across + (y + kBefore) * Width + x, Width) + 512) >> 10);
+            return;
+    }
+}
+
+void average(std::uint8_t* one, const std::uint8_t* other) {
+    for (int i = 0; i < kMacroblock * kMacroblock; ++i) one[i] = std::uint8_t((one[i] + other[i] + 1) >> 1);
+}
+
+struct Sample {
+    Half half;
+    int y, x;
+};
+
+// For each quarter position, y * 4 + x: the two samples whose rounded mean it is (H.264, figure 8-4).
+constexpr Sample kQuarters[16][2] = {
+    {{kFull, 0, 0}, {kFull, 0, 0}},   {{kFull, 0, 0}, {kRight, 0, 0}},  {{kRight, 0, 0}, {kRight, 0, 0}}, {{kRight, 0, 0}, {kFull, 0, 1}},
+    {{kFull, 0, 0}, {kDown, 0, 0}},   {{kRight, 0, 0}, {kDown, 0, 0}},  {{kRight, 0, 0}, {kBoth, 0, 0}},  {{kRight, 0, 0}, {kDown, 0, 1}},
+    {{kDown, 0, 0}, {kDown, 0, 0}},   {{kDown, 0, 0}, {kBoth, 0, 0}},   {{kBoth, 0, 0}, {kBoth, 0, 0}},   {{kBoth, 0, 0}, {kDown, 0, 1}},
+    {{kDown, 0, 0}, {kFull, 1, 0}},   {{kDown, 0, 0}, {kRight, 1, 0}},  {{kBoth, 0, 0}, {kRight, 1, 0}},  {{kDown, 0, 1}, {kRight, 1, 0}},
+};
+
+template <int Width>
+void predict_wide(const Picture& source, const Block& block, const Vector& vector, Pixels& to) {
+    const int x = block.x + (vector.x >> 2), y = block.y + (vector.y >> 2);
+    const std::uint8_t* from = source.data + y * source.stride + x;
+    std::ptrdiff_t stride = source.stride;
+    std::array<std::uint8_t, kWindow * kWindow> window;
+    const bool inside = x >= kBefore && y >= kBefore && x + Width + kAfter <= source.width && y + block.height + kAfter <= source.height;
+    if (!inside) {
+        for (int row = 0; row < block.height + kBefore + kAfter; ++row) {
+            const std::uint8_t* line = source.data + std::clamp(y - kBefore + row, 0, source.height - 1) * source.stride;
+            for (int col = 0; col < Width + kBefore + kAfter; ++col)
+                window[row * kWindow + col] = line[std::clamp(x - kBefore + col, 0, source.width - 1)];
+        }
+        from = window.data() + kBefore * kWindow + kBefore;
+        stride = kWindow;
+    }
+    const auto& [first, second] = kQuarters[(vector.y & 3) * 4 + (vector.x & 3)];
+    interpolate<Width>(first.half, from + first.y * stride + first.x, stride, block.height, to.data());
+    if (first.half != second.half || first.y != second.y || first.x != second.x) {
+        Pixels other;
+        interpolate<Width>(second.half, from + second.y * stride + second.x, stride, block.height, other.data());
+        average(to.data(), other.data());
+    }
+}
+
+void predict(const Picture& source, const Block& block, const Vector& vector, Pixels& to) {
+    if (block.width == kMacroblock) {
+        predict_wide<kMacroblock>(source, block, vector, to);
+    } else {
+        predict_wide<kQuarter>(source, block, vector, to);
+    }
+}
+
+// ---- what the prediction leaves --------------------------------------------------------------------------------------------
+
+struct Fit {
+    int past = 0, future = 0;  // which reference of either list
+    std::uint32_t total = 0;   // sum of |picture - prediction|
+    std::array<std::uint16_t, 16> cells{};  // the same, per cell of a macroblock-wide raster
+};
+
+void measure(const Picture& picture, const Block& block, const Pixels& prediction, Fit& fit) {
+    const int height = std::min(block.height, picture.height - block.y), width = std::min(block.width, picture.width - block.x);
+    fit.total = 0;
+    fit.cells.fill(0);
+    for (int top = 0; top < height; top += kCell) {
+        std::array<std::uint16_t, kMacroblock> columns{};
+        for (int y = top; y < std::min(top + kCell, height); ++y) {
+            const std::uint8_t* one = picture.data + (block.y + y) * picture.stride + block.x;
+            const std::uint8_t* other = prediction.data() + y * kMacroblock;
+            if (width == kMacroblock) {
+                for (int x = 0; x < kMacroblock; ++x) columns[x] += std::uint16_t(std::abs(int(one[x]) - int(other[x])));
+            } else {
+                for (int x = 0; x < width; ++x) columns[x] += std::uint16_t(std::abs(int(one[x]) - int(other[x])));
+            }
+        }
+        for (int x = 0; x < kMacroblock; ++x) fit.cells[(top / kCell) * 4 + x / kCell] += columns[x];
+    }
+    for (const auto cell : fit.cells) fit.total += cell;
+}
+
+class Describer {
+public:
+    Describer(const Picture& picture, const std::vector<Picture>& past, const std::vector<Picture>& future, float good_fit, float advantage)
+        : picture_(picture), past_(past), future_(future), good_fit_(good_fit), advantage_(advantage) {}
+
+    // The prediction of a block from the references that fit it best; the nearest ones unless others are clearly better.
+    Fit best(const Block& block, const Vectors& vectors) const {
+        const bool back = vectors.past.known || !vectors.future.known, ahead = vectors.future.known;
+        const auto fit_of = [&](int past, int future) {
+            Pixels prediction, other;
+            if (back) predict(past_[past], block, vectors.past, prediction);
+            if (ahead) predict(future_[future], block, vectors.future, back ? other : prediction);
+            if (back && ahead) average(prediction.data(), other.data());
+            Fit fit;
+            fit.past = past;
+            fit.future = future;
+            measure(picture_, block, prediction, fit);
+            return fit;
+        };
+        const Fit nearest = fit_of(0, 0);
+        if (!vectors.past.known && !vectors.future.known) return nearest;
+        if (nearest.total <= good_fit_ * float(block.width * block.height)) return nearest;
+        Fit found = nearest;
+        const auto consider = [&](int past, int future) {
+            const Fit fit = fit_of(past, future);
+            if (fit.total < found.total) found = fit;
+        };
+        for (int past = 1; vectors.past.known && past < int(past_.size()); ++past) consider(past, 0);
+        for (int future = 1; ahead && future < int(future_.size()); ++future) consider(found.past, future);
+        return found.total < advantage_ * float(nearest.total) ? found : nearest;
+    }
+
+    void describe(const Block& block, const Vectors& vectors, float* motion, float* residual, int rows, int cols) const {
+        const Fit fit = best(block, vectors);
+        float x = 0, y = 0;
+        const float directions = float(vectors.past.known + vectors.future.known);
+        if (vectors.past.known) {  // content came from where the vector leads
+            const float scale = -1 / (4 * float(past_[fit.past].distance) * directions);
+            x += scale * float(vectors.past.x);
+            y += scale * float(vectors.past.y);
+        }
+        if (vectors.future.known) {  // content goes there
+            const float scale = 1 / (4 * float(future_[fit.future].distance) * directions);
+            x += scale * float(vectors.future.x);
+            y += scale * float(vectors.future.y);
+        }
+        const int bottom = std::min(rows, (block.y + block.height) / kCell), right = std::min(cols, (block.x + block.width) / kCell);
+        for (int row = block.y / kCell; row < bottom; ++row) {
+            const int tall = std::min(kCell, picture_.height - row * kCell);
+            for (int col = block.x / kCell; col < right; ++col) {
+                const int wide = std::min(kCell, picture_.width - col * kCell);
+                float* cell = motion + (std::ptrdiff_t(row) * cols + col) * 2;
+                cell[0] = x;
+                cell[1] = y;
+                residual[std::ptrdiff_t(row) * cols + col] =
+                    float(fit.cells[(row - block.y / kCell) * 4 + col - block.x / kCell]) / float(tall * wide);
+            }
+        }
+    }
+
+private:
+    const Picture& picture_;
+    const std::vector<Picture>& past_;
+    const std::vector<Picture>& future_;
+    float good_fit_, advantage_;
+};
+
+// ---- FFmpeg's vectors ------------------------------------------------------------------------------------------------------
+
+struct MotionRecord {  // AVMotionVector of libavutil/motion_vector.h
+    std::int32_t source;
+    std::uint8_t width, height;
+    std::int16_t src_x, src_y, dst_x, dst_y;
+    std::uint64_t flags;
+    std::int32_t motion_x, motion_y;
+    std::uint16_t motion_scale;
+};
+static_assert(sizeof(MotionRecord) == 40);
+
+// The vectors of each quarter of each macroblock, raster order.
+std::vector<Vectors> quarters_of(const Records& records, int rows, int cols, bool has_future) {
+    std::vector<Vectors> quarters(std::size_t(rows) * std::size_t(cols));
+    for (std::size_t i = 0; i < records.shape(0); ++i) {
+        MotionRecord record;
+        std::memcpy(&record, records.data() + i * sizeof(MotionRecord), sizeof(MotionRecord));
+        if (record.source > 0 && !has_future) continue;
+        // dst is the centre of the block.
+        const int top = std::max(0, (record.dst_y - record.height / 2) / kQuarter);
+        const int left = std::max(0, (record.dst_x - record.width / 2) / kQuarter);
+        const int bottom = std::min(rows, top + std::max(1, record.height / kQuarter));
+        const int right = std::min(cols, left + std::max(1, record.width / kQuarter));
+        for (int row = top; row < bottom; ++row)
+            for (int col = left; col < right; ++col) {
+                Vectors& quarter = quarters[std::size_t(row) * std::size_t(cols) + std::size_t(col)];
+                (record.source < 0 ? quarter.past : quarter.future) = Vector{record.motion_x, record.motion_y, true};
+            }
+    }
+    return quarters;
+}
+
+std::vector<Picture> pictures_of(const std::vector<Plane>& planes, const std::vector<int>& distances, const Picture& like) {
+    if (planes.size() != distances.size()) throw std::invalid_argument("one distance a reference");
+    std::vector<Picture> pictures;
+    for (std::size_t i = 0; i < planes.size(); ++i) {
+        pictures.emplace_back(planes[i], distances[i]);
+        if (pictures.back().height != like.height || pictures.back().width != like.width)
+            throw std::invalid_argument("a reference has another size than the picture");
+    }
+    return pictures;
+}
+
+void describe(const Plane& plane, const std::vector<Plane>& past_planes, const std::vector<int>& past_distances,
+              const std::vector<Plane>& future_planes, const std::vector<int>& future_distances, const Records& records,
+              float good_fit, float advantage, Motion motion, Residual residual) {
+    const Picture picture(plane, 0);
+    const auto past = pictures_of(past_planes, past_distances, picture), future = pictures_of(future_planes, future_distances, picture);
+    const int rows = (picture.height + kCell - 1) / kCell, cols = (picture.width + kCell - 1) / kCell;
+    if (past.empty()) throw std::invalid_argument("a reference from the past is needed");
+    if (records.shape(1) != sizeof(MotionRecord)) throw std::invalid_argument("vectors must be AVMotionVector records of 40 bytes");
+    if (int(motion.shape(0)) != rows || int(motion.shape(1)) != cols || motion.shape(2) != 2 || int(residual.shape(0)) != rows ||
+        int(residual.shape(1)) != cols)
+        throw std::invalid_argument("motion must be [rows, cols, 2] and residual [rows, cols] of 4x4 cells");
+    nb::gil_scoped_release release;
+    const int high = 2 * ((picture.height + kMacroblock - 1) / kMacroblock), wide = 2 * ((picture.width + kMacroblock - 1) / kMacroblock);
+    const auto quarters = quarters_of(records, high, wide, !future.empty());
+    const Describer describer(picture, past, future, good_fit, advantage);
+    const auto emit = [&](int col, int row, int across, int down) {
+        const Block block{col * kQuarter, row * kQuarter, across * kQuarter, down * kQuarter};
+        if (block.x < picture.width && block.y < picture.height)
+            describer.describe(block, quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)], motion.data(), residual.data(), rows, cols);
+    };
+    for (int row = 0; row < high; row += 2)
+        for (int col = 0; col < wide; col += 2) {
+            const Vectors* upper = &quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)];
+            const Vectors* lower = upper + wide;
+            // Equal quarters are predicted as one block: fewer and longer rows.
+            if (upper[0] == upper[1] && lower[0] == lower[1]) {
+                if (upper[0] == lower[0]) {
+                    emit(col, row, 2, 2);
+                } else {
+                    emit(col, row, 2, 1);
+                    emit(col, row + 1, 2, 1);
+                }
+            } else if (upper[0] == lower[0] && upper[1] == lower[1]) {
+                emit(col, row, 1, 2);
+                emit(col + 1, row, 1, 2);
+            } else {
+                for (int quarter = 0; quarter < 4; ++quarter) emit(col + quarter % 2, row + quarter / 2, 1, 1);
+            }
+        }
+}
+
+}  // namespace
+
+NB_MODULE(_compensate, module) { module.def("describe", &describe); }
