@@ -14,9 +14,9 @@ from codec import _compensate
 from codec.source import Luma
 from codec.types import cell_grid
 
-GOOD_FIT = 1.0
+GOOD_FIT = 2.0
 """Grey levels: a block that its nearest reference predicts this well is not compared with any other."""
-ADVANTAGE = 0.8
+ADVANTAGE = 0.9
 """Share of the nearest references' misfit below which others are taken instead."""
 
 _RECORD_BYTES = 40
