@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
@@ -22,6 +21,7 @@ namespace {
 constexpr int kCell = 4;         // pixels per cell side
 constexpr int kQuarter = 8;      // pixels per side of a quarter of a macroblock, the finest unit that FFmpeg exports
 constexpr int kMacroblock = 16;
+constexpr int kLine = 2;         // every second line is predicted and compared: it halves the work, see codec/h264.py
 constexpr int kBefore = 2;       // samples that the six taps read before and after a position
 constexpr int kAfter = 3;
 constexpr int kWindow = kMacroblock + kBefore + kAfter;
@@ -30,17 +30,17 @@ using Plane = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
 using Records = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Motion = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Residual = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Pixels = std::array<std::uint8_t, kMacroblock * kMacroblock>;
+using Pixels = std::array<std::uint8_t, kMacroblock * kMacroblock / kLine>;  // every second line of a block, rows of 16
 
 struct Picture {
     const std::uint8_t* data;
     std::ptrdiff_t stride;
     int height;
     int width;
-    int distance;  // frames between it and the picture that is predicted, in display order
+    float per_frame;  // pixels a frame of one quarter of a pixel to the picture that is predicted
 
     Picture(const Plane& plane, int distance)
-        : data(plane.data()), stride(plane.stride(0)), height(int(plane.shape(0))), width(int(plane.shape(1))), distance(distance) {
+        : data(plane.data()), stride(plane.stride(0)), height(int(plane.shape(0))), width(int(plane.shape(1))), per_frame(0.25F / float(distance)) {
         if (plane.stride(1) != 1) throw std::invalid_argument("the pixels of a row must follow one another");
     }
 };
@@ -66,46 +66,38 @@ struct Block {
 
 // ---- prediction ------------------------------------------------------------------------------------------------------------
 
-// Several samples at a time, in the vector extensions of GCC and Clang: any processor's own instructions, no run-time choice.
-using Bytes8 = std::uint8_t __attribute__((vector_size(8)));
-using Shorts8 = std::int16_t __attribute__((vector_size(16)));
-using Shorts4 = std::int16_t __attribute__((vector_size(8)));
-using Words4 = std::int32_t __attribute__((vector_size(16)));
-using Bytes4 = std::uint8_t __attribute__((vector_size(4)));
+// Sixteen samples at a time, in the vector extensions of GCC and Clang; blocks of eight waste half of them.
+template <typename Scalar, int Lanes>
+struct Vectorised {
+    using Type __attribute__((vector_size(sizeof(Scalar) * Lanes))) = Scalar;
+};
+template <typename Scalar, int Lanes>
+using Vec = typename Vectorised<Scalar, Lanes>::Type;
 
-Shorts8 load(const std::uint8_t* at) {
-    Bytes8 bytes;
-    std::memcpy(&bytes, at, sizeof bytes);
-    return __builtin_convertvector(bytes, Shorts8);
+template <typename Wide, typename Narrow, int Lanes>
+Vec<Wide, Lanes> load(const Narrow* at) {
+    Vec<Narrow, Lanes> narrow;
+    std::memcpy(&narrow, at, sizeof narrow);
+    return __builtin_convertvector(narrow, Vec<Wide, Lanes>);
 }
 
-template <typename Narrow, typename Wide>
-void store_clipped(std::uint8_t* to, Wide samples) {
-    samples = samples < 0 ? Wide{} : samples;
-    samples = samples > 255 ? Wide{} + 255 : samples;
-    const auto bytes = __builtin_convertvector(samples, Narrow);
+template <typename Wide, int Lanes>
+void store_clipped(std::uint8_t* to, Vec<Wide, Lanes> samples) {
+    using V = Vec<Wide, Lanes>;
+    samples = samples < 0 ? V{} : samples;
+    samples = samples > 255 ? V{} + 255 : samples;
+    const auto bytes = __builtin_convertvector(samples, Vec<std::uint8_t, Lanes>);
     std::memcpy(to, &bytes, sizeof bytes);
 }
 
-// a - 5 b + 20 c, by shifts: SSE2 cannot multiply words.
-template <typename Wide>
-Wide weighted(Wide a, Wide b, Wide c) {
-    const Wide inner = (c << 2) - b;
-    return a + (inner << 2) + inner;
-}
-
-// Unrounded half samples: between -2550 and 10710.
-Shorts8 six_taps(const std::uint8_t* at, std::ptrdiff_t step) {
-    return weighted<Shorts8>(load(at - 2 * step) + load(at + 3 * step), load(at - step) + load(at + 2 * step), load(at) + load(at + step));
-}
-
-Words4 six_taps(const std::int16_t* at, std::ptrdiff_t step) {
-    const auto tap = [&](int row) {
-        Shorts4 shorts;
-        std::memcpy(&shorts, at + row * step, sizeof shorts);
-        return __builtin_convertvector(shorts, Words4);
+// Unrounded half samples: a - 5 b + 20 c, by shifts because SSE2 cannot multiply words. From bytes, between -2550 and 10710.
+template <typename Wide, int Lanes, typename Narrow>
+Vec<Wide, Lanes> six_taps(const Narrow* at, std::ptrdiff_t step) {
+    const auto pair = [&](std::ptrdiff_t one, std::ptrdiff_t other) __attribute__((always_inline)) {
+        return load<Wide, Narrow, Lanes>(at + one * step) + load<Wide, Narrow, Lanes>(at + other * step);
     };
-    return weighted<Words4>(tap(-2) + tap(3), tap(-1) + tap(2), tap(0) + tap(1));
+    const auto inner = (pair(0, 1) << 2) - pair(-1, 2);
+    return pair(-2, 3) + (inner << 2) + inner;
 }
 
 enum Half { kFull, kRight, kDown, kBoth };
@@ -114,27 +106,26 @@ enum Half { kFull, kRight, kDown, kBoth };
 template <int Width>
 void interpolate(Half half, const std::uint8_t* from, std::ptrdiff_t stride, int height, std::uint8_t* to) {
     if (half == kFull) {
-        for (int y = 0; y < height; ++y) std::memcpy(to + y * kMacroblock, from + y * stride, Width);
+        for (int y = 0; y < height; y += kLine, to += kMacroblock) std::memcpy(to, from + y * stride, Width);
     } else if (half != kBoth) {
         const std::ptrdiff_t step = half == kRight ? 1 : stride;
-        for (int y = 0; y < height; ++y)
-            for (int x = 0; x < Width; x += 8)
-                store_clipped<Bytes8>(to + y * kMacroblock + x, (six_taps(from + y * stride + x, step) + 16) >> 5);
+        for (int y = 0; y < height; y += kLine, to += kMacroblock)
+            store_clipped<std::int16_t, Width>(to, (six_taps<std::int16_t, Width>(from + y * stride, step) + 16) >> 5);
     } else {
         std::int16_t across[kWindow * Width];
-        for (int y = 0; y < height + kBefore + kAfter; ++y)
-            for (int x = 0; x < Width; x += 8) {
-                const Shorts8 sums = six_taps(from + (y - kBefore) * stride + x, 1);
-                std::memcpy(across + y * Width + x, &sums, sizeof sums);
-            }
-        for (int y = 0; y < height; ++y)
-            for (int x = 0; x < Width; x += 4)
-                store_clipped<Bytes4>(to + y * kMacroblock + x, (six_taps(across + (y + kBefore) * Width + x, Width) + 512) >> 10);
+        for (int y = 0; y < height + kBefore + kAfter; ++y) {
+            const auto sums = six_taps<std::int16_t, Width>(from + (y - kBefore) * stride, 1);
+            std::memcpy(across + y * Width, &sums, sizeof sums);
+        }
+        for (int y = 0; y < height; y += kLine, to += kMacroblock)
+            for (int x = 0; x < Width; x += 8)
+                store_clipped<std::int32_t, 8>(
+                    to + x, (six_taps<std::int32_t, 8>(across + (y + kBefore) * Width + x, Width) + 512) >> 10);
     }
 }
 
-void average(std::uint8_t* one, const std::uint8_t* other) {
-    for (int i = 0; i < kMacroblock * kMacroblock; ++i) one[i] = std::uint8_t((one[i] + other[i] + 1) >> 1);
+void average(Pixels& one, const Pixels& other) {
+    for (std::size_t i = 0; i < one.size(); ++i) one[i] = std::uint8_t((one[i] + other[i] + 1) >> 1);
 }
 
 struct Sample {
@@ -150,18 +141,26 @@ constexpr Sample kQuarters[16][2] = {
     {{kDown, 0, 0}, {kFull, 1, 0}},   {{kDown, 0, 0}, {kRight, 1, 0}},  {{kBoth, 0, 0}, {kRight, 1, 0}},  {{kDown, 0, 1}, {kRight, 1, 0}},
 };
 
+// `count` samples of a line from position `first`, which may lie outside of it.
+void copy_repeating_edges(const std::uint8_t* line, int length, int first, int count, std::uint8_t* to) {
+    const int left = std::clamp(-first, 0, count), right = std::clamp(first + count - length, 0, count - left);
+    std::memset(to, line[0], std::size_t(left));
+    std::memcpy(to + left, line + first + left, std::size_t(count - left - right));
+    std::memset(to + count - right, line[length - 1], std::size_t(right));
+}
+
 template <int Width>
 void predict_wide(const Picture& source, const Block& block, const Vector& vector, Pixels& to) {
     const int x = block.x + (vector.x >> 2), y = block.y + (vector.y >> 2);
     const std::uint8_t* from = source.data + y * source.stride + x;
     std::ptrdiff_t stride = source.stride;
     std::array<std::uint8_t, kWindow * kWindow> window;
-    const bool inside = x >= kBefore && y >= kBefore && x + Width + kAfter <= source.width && y + block.height + kAfter <= source.height;
+    const int before = (vector.x | vector.y) & 3 ? kBefore : 0, after = (vector.x | vector.y) & 3 ? kAfter : 0;
+    const bool inside = x >= before && y >= before && x + Width + after <= source.width && y + block.height + after <= source.height;
     if (!inside) {
         for (int row = 0; row < block.height + kBefore + kAfter; ++row) {
             const std::uint8_t* line = source.data + std::clamp(y - kBefore + row, 0, source.height - 1) * source.stride;
-            for (int col = 0; col < Width + kBefore + kAfter; ++col)
-                window[row * kWindow + col] = line[std::clamp(x - kBefore + col, 0, source.width - 1)];
+            copy_repeating_edges(line, source.width, x - kBefore, Width + kBefore + kAfter, window.data() + row * kWindow);
         }
         from = window.data() + kBefore * kWindow + kBefore;
         stride = kWindow;
@@ -171,7 +170,7 @@ void predict_wide(const Picture& source, const Block& block, const Vector& vecto
     if (first.half != second.half || first.y != second.y || first.x != second.x) {
         Pixels other;
         interpolate<Width>(second.half, from + second.y * stride + second.x, stride, block.height, other.data());
-        average(to.data(), other.data());
+        average(to, other);
     }
 }
 
@@ -191,41 +190,47 @@ struct Fit {
     std::array<std::uint16_t, 16> cells{};  // the same, per cell of a macroblock-wide raster
 };
 
-// `Width` is a constant where the block lies in the picture, and 0 where the picture's edge cuts it.
+// Sums over the cells of one line of cells; `Width` is that of the block.
 template <int Width>
-void measure_wide(const Picture& picture, const Block& block, const Pixels& prediction, Fit& fit) {
-    const int height = std::min(block.height, picture.height - block.y);
-    const int width = Width ? Width : std::min(block.width, picture.width - block.x);
-    for (int top = 0; top < height; top += kCell) {
-        std::uint16_t columns[kMacroblock] = {};
-        for (int y = top; y < std::min(top + kCell, height); ++y) {
-            const std::uint8_t* one = picture.data + (block.y + y) * picture.stride + block.x;
-            const std::uint8_t* other = prediction.data() + y * kMacroblock;
-            for (int x = 0; x < width; ++x) columns[x] += std::uint16_t(one[x] > other[x] ? one[x] - other[x] : other[x] - one[x]);
-        }
-        for (int cell = 0; cell < kMacroblock / kCell; ++cell) {
-            const std::uint16_t* column = columns + cell * kCell;
-            fit.cells[top + cell] = std::uint16_t(column[0] + column[1] + column[2] + column[3]);
-            fit.total += fit.cells[top + cell];
-        }
+void add_lines(const std::uint8_t* one, std::ptrdiff_t stride, const std::uint8_t* other, int lines, std::uint16_t* cells) {
+    Vec<std::int16_t, Width> columns{};
+    for (int line = 0; line < lines; ++line) {
+        const auto difference = load<std::int16_t, std::uint8_t, Width>(one + line * stride) -
+                                load<std::int16_t, std::uint8_t, Width>(other + line * kMacroblock);
+        columns += difference < 0 ? -difference : difference;
     }
+    for (int cell = 0; cell < Width / kCell; ++cell)
+        cells[cell] = std::uint16_t(columns[4 * cell] + columns[4 * cell + 1] + columns[4 * cell + 2] + columns[4 * cell + 3]);
 }
 
 void measure(const Picture& picture, const Block& block, const Pixels& prediction, Fit& fit) {
-    const bool whole = block.x + block.width <= picture.width;
-    if (whole && block.width == kMacroblock) {
-        measure_wide<kMacroblock>(picture, block, prediction, fit);
-    } else if (whole) {
-        measure_wide<kQuarter>(picture, block, prediction, fit);
-    } else {
-        measure_wide<0>(picture, block, prediction, fit);
+    const int height = std::min(block.height, picture.height - block.y), width = std::min(block.width, picture.width - block.x);
+    for (int top = 0; top < height; top += kCell) {
+        const std::uint8_t* one = picture.data + (block.y + top) * picture.stride + block.x;
+        const std::uint8_t* other = prediction.data() + top / kLine * kMacroblock;
+        std::ptrdiff_t stride = kLine * picture.stride;
+        const int lines = (std::min(kCell, height - top) + kLine - 1) / kLine;
+        Pixels inside;
+        if (width < block.width) {  // what lies outside of the picture must not count: it is taken to be as predicted
+            std::memcpy(inside.data(), other, kCell / kLine * kMacroblock);
+            for (int line = 0; line < lines; ++line) std::memcpy(inside.data() + line * kMacroblock, one + line * stride, std::size_t(width));
+            one = inside.data();
+            stride = kMacroblock;
+        }
+        if (block.width == kMacroblock) {
+            add_lines<kMacroblock>(one, stride, other, lines, &fit.cells[std::size_t(top)]);
+        } else {
+            add_lines<kQuarter>(one, stride, other, lines, &fit.cells[std::size_t(top)]);
+        }
     }
+    for (const auto cell : fit.cells) fit.total += cell;
 }
 
 class Describer {
 public:
-    Describer(const Picture& picture, const std::vector<Picture>& past, const std::vector<Picture>& future, float good_fit, float advantage)
-        : picture_(picture), past_(past), future_(future), good_fit_(good_fit), advantage_(advantage) {}
+    Describer(const Picture& picture, const std::vector<Picture>& past, const std::vector<Picture>& future, float good_fit, float advantage,
+              float* motion, float* residual)
+        : picture_(picture), past_(past), future_(future), good_fit_(good_fit), advantage_(advantage), motion_(motion), residual_(residual) {}
 
     // The prediction of a block from the references that fit it best; the nearest ones unless others are clearly better.
     Fit best(const Block& block, const Vectors& vectors) const {
@@ -234,7 +239,7 @@ public:
             Pixels prediction, other;
             if (back) predict(past_[past], block, vectors.past, prediction);
             if (ahead) predict(future_[future], block, vectors.future, back ? other : prediction);
-            if (back && ahead) average(prediction.data(), other.data());
+            if (back && ahead) average(prediction, other);
             Fit fit;
             fit.past = past;
             fit.future = future;
@@ -243,7 +248,7 @@ public:
         };
         const Fit nearest = fit_of(0, 0);
         if (!vectors.past.known && !vectors.future.known) return nearest;
-        if (nearest.total <= good_fit_ * float(block.width * block.height)) return nearest;
+        if (nearest.total <= good_fit_ * float(block.width * block.height / kLine)) return nearest;
         Fit found = nearest;
         const auto consider = [&](int past, int future) {
             const Fit fit = fit_of(past, future);
@@ -254,30 +259,32 @@ public:
         return found.total < advantage_ * float(nearest.total) ? found : nearest;
     }
 
-    void describe(const Block& block, const Vectors& vectors, float* motion, float* residual, int rows, int cols) const {
+    void describe(const Block& block, const Vectors& vectors) const {
+        const int rows = (picture_.height + kCell - 1) / kCell, cols = (picture_.width + kCell - 1) / kCell;
+        if (block.x >= picture_.width || block.y >= picture_.height) return;
         const Fit fit = best(block, vectors);
         float x = 0, y = 0;
         const float directions = float(vectors.past.known + vectors.future.known);
         if (vectors.past.known) {  // content came from where the vector leads
-            const float scale = -1 / (4 * float(past_[fit.past].distance) * directions);
+            const float scale = -past_[fit.past].per_frame / directions;
             x += scale * float(vectors.past.x);
             y += scale * float(vectors.past.y);
         }
         if (vectors.future.known) {  // content goes there
-            const float scale = 1 / (4 * float(future_[fit.future].distance) * directions);
+            const float scale = future_[fit.future].per_frame / directions;
             x += scale * float(vectors.future.x);
             y += scale * float(vectors.future.y);
         }
         const int bottom = std::min(rows, (block.y + block.height) / kCell), right = std::min(cols, (block.x + block.width) / kCell);
         for (int row = block.y / kCell; row < bottom; ++row) {
-            const int tall = std::min(kCell, picture_.height - row * kCell);
+            const int lines = (std::min(kCell, picture_.height - row * kCell) + kLine - 1) / kLine;
             for (int col = block.x / kCell; col < right; ++col) {
                 const int wide = std::min(kCell, picture_.width - col * kCell);
-                float* cell = motion + (std::ptrdiff_t(row) * cols + col) * 2;
+                float* cell = motion_ + (std::ptrdiff_t(row) * cols + col) * 2;
                 cell[0] = x;
                 cell[1] = y;
                 const float sum = float(fit.cells[(row - block.y / kCell) * kCell + col - block.x / kCell]);
-                residual[std::ptrdiff_t(row) * cols + col] = tall * wide == kCell * kCell ? sum / 16 : sum / float(tall * wide);
+                residual_[std::ptrdiff_t(row) * cols + col] = lines * wide == 8 ? sum / 8 : sum / float(lines * wide);
             }
         }
     }
@@ -287,6 +294,8 @@ private:
     const std::vector<Picture>& past_;
     const std::vector<Picture>& future_;
     float good_fit_, advantage_;
+    float* motion_;    // [rows, cols, 2]
+    float* residual_;  // [rows, cols]
 };
 
 // ---- FFmpeg's vectors ------------------------------------------------------------------------------------------------------
@@ -333,10 +342,36 @@ std::vector<Picture> pictures_of(const std::vector<Plane>& planes, const std::ve
     return pictures;
 }
 
+#if defined(__x86_64__) && defined(__linux__)
+// Compiled twice, with everything it calls; the loader takes the version that the processor can run.
+#define FOR_EACH_PROCESSOR __attribute__((flatten, target_clones("avx2", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+FOR_EACH_PROCESSOR
+void describe_blocks(const Describer& describer, const std::vector<Vectors>& quarters, int high, int wide) {
+    const auto emit = [&](int col, int row, int across, int down) {
+        const Block block{col * kQuarter, row * kQuarter, across * kQuarter, down * kQuarter};
+        describer.describe(block, quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)]);
+    };
+    for (int row = 0; row < high; row += 2)
+        for (int col = 0; col < wide; col += 2) {
+            const Vectors* upper = &quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)];
+            const Vectors* lower = upper + wide;
+            // Equal quarters are predicted as one block: fewer and longer rows.
+            const bool across = upper[0] == upper[1] && lower[0] == lower[1];
+            const bool down = upper[0] == lower[0] && upper[1] == lower[1];
+            const int width = across ? 2 : 1, height = down ? 2 : 1;
+            for (int y = 0; y < 2; y += height)
+                for (int x = 0; x < 2; x += width) emit(col + x, row + y, width, height);
+        }
+}
+
 void describe(const Plane& plane, const std::vector<Plane>& past_planes, const std::vector<int>& past_distances,
               const std::vector<Plane>& future_planes, const std::vector<int>& future_distances, const Records& records,
               float good_fit, float advantage, Motion motion, Residual residual) {
-    const Picture picture(plane, 0);
+    const Picture picture(plane, 1);
     const auto past = pictures_of(past_planes, past_distances, picture), future = pictures_of(future_planes, future_distances, picture);
     const int rows = (picture.height + kCell - 1) / kCell, cols = (picture.width + kCell - 1) / kCell;
     if (past.empty()) throw std::invalid_argument("a reference from the past is needed");
@@ -347,31 +382,7 @@ void describe(const Plane& plane, const std::vector<Plane>& past_planes, const s
     nb::gil_scoped_release release;
     const int high = 2 * ((picture.height + kMacroblock - 1) / kMacroblock), wide = 2 * ((picture.width + kMacroblock - 1) / kMacroblock);
     const auto quarters = quarters_of(records, high, wide, !future.empty());
-    const Describer describer(picture, past, future, good_fit, advantage);
-    const auto emit = [&](int col, int row, int across, int down) {
-        const Block block{col * kQuarter, row * kQuarter, across * kQuarter, down * kQuarter};
-        if (block.x < picture.width && block.y < picture.height)
-            describer.describe(block, quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)], motion.data(), residual.data(), rows, cols);
-    };
-    for (int row = 0; row < high; row += 2)
-        for (int col = 0; col < wide; col += 2) {
-            const Vectors* upper = &quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)];
-            const Vectors* lower = upper + wide;
-            // Equal quarters are predicted as one block: fewer and longer rows.
-            if (upper[0] == upper[1] && lower[0] == lower[1]) {
-                if (upper[0] == lower[0]) {
-                    emit(col, row, 2, 2);
-                } else {
-                    emit(col, row, 2, 1);
-                    emit(col, row + 1, 2, 1);
-                }
-            } else if (upper[0] == lower[0] && upper[1] == lower[1]) {
-                emit(col, row, 1, 2);
-                emit(col + 1, row, 1, 2);
-            } else {
-                for (int quarter = 0; quarter < 4; ++quarter) emit(col + quarter % 2, row + quarter / 2, 1, 1);
-            }
-        }
+    describe_blocks(Describer(picture, past, future, good_fit, advantage, motion.data(), residual.data()), quarters, high, wide);
 }
 
 }  // namespace
