@@ -22,7 +22,7 @@ did best in the benchmark of rendered scenes (benchmarks/codec.md).
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -228,7 +228,11 @@ def _overlap(length: int, block_size: int, patches: int) -> npt.NDArray[np.float
     """[patches, cells]: the share of each patch's extent that each cell covers, along one axis of `length` pixels."""
     cells = -(-length // block_size)
     cell_edges = np.minimum(np.arange(cells + 1) * block_size, length)
-    patch_edges = np.arange(patches + 1) * (length / patches)
-    ends = np.minimum(patch_edges[1:, None], cell_edges[1:])
-    starts = np.maximum(patch_edges[:-1, None], cell_edges[:-1])
-    return ((ends - starts).clip(0) * (patches / length)).astype(np.float32)
+    return shares(cell_edges, np.arange(patches + 1) * (length / patches))
+
+
+def shares(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """[targets, sources]: the share of each target interval that each source interval covers; both by their ascending edges."""
+    ends = np.minimum(target[1:, None], source[1:])
+    starts = np.maximum(target[:-1, None], source[:-1])
+    return ((ends - starts).clip(0) / np.diff(target)[:, None]).astype(np.float32)
