@@ -74,11 +74,11 @@ def render(scene: Scene) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np
     for t in range(FRAMES):
         scale = _ZOOM**-t if scene.camera == "zoom" else 1.0
         centre = _FLOOR / 2 + pan * t
-        picture = _at(floor, (x - WIDTH / 2) * scale + centre[0], (y - HEIGHT / 2) * scale + centre[1])
+        picture = bilinear(floor, (x - WIDTH / 2) * scale + centre[0], (y - HEIGHT / 2) * scale + centre[1])
         mask = np.zeros((HEIGHT, WIDTH), np.bool_)
         for skin, place in zip(skins, places, strict=True):
             inside = (x - place[0]) ** 2 + (y - place[1]) ** 2 < radius**2
-            picture[inside] = _at(skin, x[inside] - place[0] + 64, y[inside] - place[1] + 64)
+            picture[inside] = bilinear(skin, x[inside] - place[0] + 64, y[inside] - place[1] + 64)
             mask |= inside
         picture = picture + rng.normal(0, scene.noise, picture.shape) if scene.noise else picture
         yield picture.round().clip(0, 255).astype(np.uint8), mask
@@ -121,12 +121,12 @@ def encode(pictures: Iterator[npt.NDArray[np.uint8]], encoder: str, options: dic
     return buffer.getvalue()
 
 
-def _at(image: npt.NDArray[np.float32], x: np.ndarray, y: np.ndarray) -> npt.NDArray[np.float32]:
-    """Bilinear samples of a square image that wraps around."""
+def bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> npt.NDArray[np.float32]:
+    """Samples of an image [H, W] that wraps around, at any places."""
     left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     across, down = (x - left).astype(np.float32), (y - top).astype(np.float32)
-    side = len(image)
-    left, top, right, bottom = left % side, top % side, (left + 1) % side, (top + 1) % side
+    height, width = image.shape
+    left, top, right, bottom = left % width, top % height, (left + 1) % width, (top + 1) % height
     upper = image[top, left] * (1 - across) + image[top, right] * across
     lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
     return upper * (1 - down) + lower * down
