@@ -7,8 +7,8 @@
     maps = codec.saliency(frames, grid)                                         # [T, rows, cols]
     positions = codec.select(maps, budget=512, policy="free")                   # [512, 3]: (t, row, col)
 
-Everything here runs on one core, on a CPU, and depends on NumPy, PyAV, Pillow, safetensors and rich alone. On the command line:
-``python -m codec info | render | sidecar``.
+Everything here runs on one core, on a CPU, and depends on NumPy, PyAV, Pillow, safetensors and rich alone, beside its own compiled
+core. On the command line: ``python -m codec inspect | analyze | select | render | bench``.
 """
 
 from codec.camera import Camera

@@ -54,9 +54,7 @@ def _analyze(options: argparse.Namespace) -> int:
     if options.processes < 1:
         raise ValueError(f"--processes {options.processes} must be at least 1")
     tasks = analyze.find_tasks(options.inputs, options.output)
-    settings = analyze.Settings(
-        grid=options.grid, virtual_frames=options.frames, config=PRESETS[options.saliency]
-    )
+    settings = analyze.Settings(grid=options.grid, virtual_frames=options.frames, config=PRESETS[options.saliency])
     counts: Counter[str] = Counter()
     failed: list[analyze.Result] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -139,7 +137,9 @@ def _bench(options: argparse.Namespace) -> int:
     from codec.bench import report
 
     lines = (
-        report.usefulness(options.seeds, _errors) if options.saliency else report.speed(options.clips, options.peers, _errors)
+        report.usefulness(options.seeds, _errors)
+        if options.saliency
+        else report.speed(options.clips, options.peers, _errors)
     )
     print("\n".join(lines))
     if options.output is not None:
@@ -148,7 +148,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m codec", description="What a video's encoder already knows, as tokens.")
+    parser = argparse.ArgumentParser(
+        prog="python -m codec", description="What a video's encoder already knows, as tokens."
+    )
     commands = parser.add_subparsers(required=True)
 
     def command(name: str, run: Any, purpose: str) -> argparse.ArgumentParser:
@@ -162,11 +164,15 @@ def _parser() -> argparse.ArgumentParser:
     inspecting.add_argument("--groups", type=int, help="also mark about so many adaptive groups of pictures")
     analyzing = command("analyze", _analyze, "write sidecars of clips: files, folders, tar shards")
     analyzing.add_argument("inputs", nargs="+", type=Path)
-    analyzing.add_argument("-o", "--output", type=Path, help="directory of the sidecars; by default each lies beside its clip")
+    analyzing.add_argument(
+        "-o", "--output", type=Path, help="directory of the sidecars; by default each lies beside its clip"
+    )
     analyzing.add_argument("--processes", type=int, default=1)
     analyzing.add_argument("--failures", type=Path, help="JSONL file that lists the clips left out and why")
     selecting = command("select", _select, "write positions (t, row, col) as .npy, and a summary as .json")
-    selecting.add_argument("clip", help="a clip, or its .saliency sidecar (which has its own grid, frames and saliency)")
+    selecting.add_argument(
+        "clip", help="a clip, or its .saliency sidecar (which has its own grid, frames and saliency)"
+    )
     selecting.add_argument("--block", type=int, default=1, help="side of the blocks of patches that compete as one")
     selecting.add_argument("--floor", type=int, default=0, help="patches that every frame gets at least")
     selecting.add_argument("--cap", type=int, help="patches that a frame gets at most, unless taken whole")
@@ -177,18 +183,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     for some in (selecting, rendering):
         some.add_argument("-o", "--output", type=Path, required=True)
-        some.add_argument("--budget", type=_budget, default=0.125, help="patches: 2048, or a share: 12.5%% (the default)")
-        some.add_argument("--policy", choices=get_args(Policy), default="keep", help="I frames: whole, first only, or none")
+        some.add_argument(
+            "--budget", type=_budget, default=0.125, help="patches: 2048, or a share: 12.5%% (the default)"
+        )
+        some.add_argument(
+            "--policy", choices=get_args(Policy), default="keep", help="I frames: whole, first only, or none"
+        )
     for some in (analyzing, selecting, rendering):
         some.add_argument("--saliency", choices=list(PRESETS), default="default", help="how signals become saliency")
         some.add_argument("--grid", type=_grid, help="ROWSxCOLS of patches; default: about 256, at the clip's aspect")
         some.add_argument("--frames", type=int, default=64, help="most frames to sample (default 64)")
     benching = command("bench", _bench, "measure speed and memory, or with --saliency usefulness")
-    benching.add_argument("clips", nargs="*", type=Path, help="clips to read; by default one rendered for it in H.264 and HEVC")
+    benching.add_argument(
+        "clips", nargs="*", type=Path, help="clips to read; by default one rendered for it in H.264 and HEVC"
+    )
     benching.add_argument("--saliency", action="store_true", help="recall of moving objects on rendered scenes instead")
     benching.add_argument("--seeds", type=int, default=3, help="(--saliency) how many times every scene is drawn")
-    benching.add_argument("--peers", type=Path, default=Path(".cache/peers"), help="where the peers' environment is made")
-    benching.add_argument("--output", type=Path, help="Markdown file whose section is replaced, such as benchmarks/codec.md")
+    benching.add_argument(
+        "--peers", type=Path, default=Path(".cache/peers"), help="where the peers' environment is made"
+    )
+    benching.add_argument(
+        "--output", type=Path, help="Markdown file whose section is replaced, such as benchmarks/codec.md"
+    )
     return parser
 
 

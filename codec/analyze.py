@@ -79,12 +79,16 @@ def find_tasks(inputs: Sequence[Path], directory: Path | None) -> list[Task]:
     """
     tasks = [task for path in inputs for task in _tasks_of(path, directory)]
     if not tasks:
-        raise ValueError(f"there is no clip in {', '.join(map(str, inputs))}: names must end in {', '.join(sorted(CLIP_SUFFIXES))}")
+        raise ValueError(
+            f"there is no clip in {', '.join(map(str, inputs))}: names must end in {', '.join(sorted(CLIP_SUFFIXES))}"
+        )
     seen: dict[Path, Task] = {}
     for task in tasks:
         other = seen.setdefault(task.output, task)
         if other is not task:
-            raise ValueError(f"{other.name} and {task.name} would both have their sidecar in {task.output}: rename one, or use -o")
+            raise ValueError(
+                f"{other.name} and {task.name} would both have their sidecar in {task.output}: rename one, or use -o"
+            )
     return sorted(tasks, key=lambda task: task.name)
 
 
@@ -169,7 +173,9 @@ def _members(path: Path, folder: Path) -> Iterator[Task]:
                 if not member.isfile() or inner.suffix.lower() not in CLIP_SUFFIXES:
                     continue
                 if inner.is_absolute() or ".." in inner.parts:
-                    raise ValueError(f"{path}: the member {member.name} leads out of the shard's folder: repack the shard")
+                    raise ValueError(
+                        f"{path}: the member {member.name} leads out of the shard's folder: repack the shard"
+                    )
                 yield Task(
                     name=f"{path}:{member.name}",
                     path=path,

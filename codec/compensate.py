@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from codec import _compensate
+from codec._compensate import describe
 from codec.source import Luma
 from codec.types import cell_grid
 
@@ -47,7 +47,7 @@ def motion_and_residual(
     motion = np.empty((rows, cols, 2), np.float32)
     residual = np.empty((rows, cols), np.float32)
     records = _NO_VECTORS if vectors is None else vectors.view(np.uint8).reshape(-1, _RECORD_BYTES)
-    _compensate.describe(
+    describe(
         picture,
         [reference.luma for reference in past],
         [reference.distance for reference in past],

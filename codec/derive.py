@@ -1,8 +1,8 @@
 """What a sidecar says about a crop, a mirror image, another grid or other frames of its clip, without the bitstream.
 
-    view = codec.derive(sidecar, (16, 16), crop=codec.Crop(top=0, left=140, height=360, width=360), flip=True, frames=jittered)
-    positions = codec.select(view.saliency, 2048, "keep", frame_types=view.frame_types)
-    # t of a position names frame view.frame_indices[t] of the clip: decode those, crop, flip and resize them alike.
+view = codec.derive(sidecar, (16, 16), crop=codec.Crop(top=0, left=140, height=360, width=360), flip=True, frames=jittered)
+positions = codec.select(view.saliency, 2048, "keep", frame_types=view.frame_types)
+# t of a position names frame view.frame_indices[t] of the clip: decode those, crop, flip and resize them alike.
 """
 
 from collections.abc import Sequence
@@ -78,11 +78,14 @@ def derive(
     )
 
 
-def _at_frames(sidecar: Sidecar, maps: npt.NDArray[np.float32], indices: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+def _at_frames(
+    sidecar: Sidecar, maps: npt.NDArray[np.float32], indices: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
     """Maps [len(indices), rows, cols] of other frames than the sidecar's own."""
     # Map t tells of the time (frame t - 1, frame t]; of the first frame, and of none before it, map 0 tells.
     weights = shares(
-        np.concatenate([[-1], sidecar.frame_indices]).astype(np.float64), np.concatenate([[-1], indices]).astype(np.float64)
+        np.concatenate([[-1], sidecar.frame_indices]).astype(np.float64),
+        np.concatenate([[-1], indices]).astype(np.float64),
     )
     described = np.array([kind != "I" for kind in sidecar.frame_types])
     if described.any():
@@ -100,7 +103,9 @@ def _checked(frames: Sequence[int] | npt.NDArray[np.integer], sidecar: Sidecar) 
     if indices.ndim != 1 or not len(indices) or indices[0] < 0 or (np.diff(indices) <= 0).any():
         raise ValueError(f"frames must be non-negative and strictly increasing, and at least one; got {list(frames)}")
     if indices[-1] > sidecar.frame_indices[-1]:
-        raise ValueError(f"frame {indices[-1]} was asked for, but the sidecar ends with frame {sidecar.frame_indices[-1]}")
+        raise ValueError(
+            f"frame {indices[-1]} was asked for, but the sidecar ends with frame {sidecar.frame_indices[-1]}"
+        )
     return indices.astype(np.int32)
 
 

@@ -36,13 +36,17 @@ def adaptive_groups(
         ValueError: no frames, not one type per frame, negative bytes, or settings outside their range.
     """
     if not frame_bytes or len(frame_bytes) != len(frame_types) or min(frame_bytes) < 0:
-        raise ValueError(f"adaptive_groups needs bytes and types of the same frames; got {len(frame_bytes)} and {len(frame_types)}")
+        raise ValueError(
+            f"adaptive_groups needs bytes and types of the same frames; got {len(frame_bytes)} and {len(frame_types)}"
+        )
     if groups < 1 or shortest < 1 or longest < 2 * shortest - 1:
         raise ValueError(f"{groups=} and {shortest=} must be at least 1, and {longest=} at least 2 * shortest - 1")
     cost = np.array([0 if kind == "I" else size for kind, size in zip(frame_types, frame_bytes, strict=True)], np.int64)
     total = np.concatenate([[0], cost.cumsum()])
     starts = [0]
-    while (left := len(cost) - starts[-1]) > longest or (left >= 2 * shortest and _quota(total, starts[-1], groups) < len(cost)):
+    while (left := len(cost) - starts[-1]) > longest or (
+        left >= 2 * shortest and _quota(total, starts[-1], groups) < len(cost)
+    ):
         begin = starts[-1]
         low, high = begin + shortest, min(begin + longest, len(cost) - shortest)
         target = min(max(_quota(total, begin, groups), low), high)

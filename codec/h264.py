@@ -1,21 +1,24 @@
 """H.264 signals: the encoder's own motion vectors, and the residual they leave.
 
 FFmpeg exports, per predicted block, the vector and whether it points to the past (list 0) or the future (list 1). What
-it does not export makes these signals approximate, in five ways:
+it does not export makes these signals approximate, in six ways:
 
-- *Which reference.* With several references a vector may name any of them. It is taken to name the nearest one in
-  display order, in its direction, that was decoded before: index 0 of the lists x264 builds, and the commonest. In two
-  real clips (90 frames, x264, 4 references, no B frames) another reference fitted 10 to 14 % of the macroblocks clearly better,
-  and the mean residual was 1.5 to 1.8 times that of the best-fitting one, which is a lower bound of the true residual.
+- *Which reference.* Slice headers say how many references a vector can name (`h264_headers`). Where that is one, it is the
+  nearest in display order, in the vector's direction, that was decoded before: index 0 of the lists x264 builds. Of several, at
+  most the four nearest are tried for a block: the nearest stays if it predicts the block to 2 grey levels, or if no other leaves
+  less than 0.9 of what it leaves. In two real clips (487 and 737 frames, x264) the mean residual so is 2.64 and 0.69 grey
+  levels; always taking the nearest it is 3.11 and 1.21, always the best of four 2.63 and 0.68.
 - *Sub-8x8 partitions.* Each 8x8 quarter of a macroblock carries the vector of its first partition.
 - *Weighted prediction.* Two predictions are averaged with equal weights, and single ones are not scaled.
 - *Field coding.* Vectors of interlaced macroblocks are read as if they were of frames.
 - *Edges.* Beyond the picture its last pixels are repeated; the decoder repeats those of whole macroblocks, which FFmpeg crops.
+- *Every second line.* The residual of a cell is |decoded - predicted| luma, after the loop filter, over lines 0 and 2 of its four:
+  that takes two thirds of the time. Against all lines, on 200 frames of the same clips, cells correlate by 0.99, the saliency of
+  12 x 21 patches by 0.999, and 97 % of the top eighth of the patches are the same.
 
 With one reference, no weights and a progressive stream the interpolation is the decoder's own (see `compensate`): where hardly
 any residual is coded (QP 51, no loop filter), 99 % of the cells of a 144x128 clip come out equal bit for bit, and 93 % of a 42x98
 clip, whose differing cells lie mostly at the cropped edges. What part of the rest is coded residual is not known.
-The residual is |decoded - predicted| luma, after the loop filter.
 
 Blocks without a vector in a P or B frame are intra coded: the encoder found nothing to predict them from. They get motion
 0 and the difference to the same place in the past reference, so that new content weighs as much as it changes the picture.
@@ -124,8 +127,10 @@ def _emit(clip: Clip, waiting: deque[_Coded], past: deque[_Coded]) -> tuple[av.V
         ]
         for nearest, active in zip((before, _future(waiting)), coded.header.active, strict=True)
     )
-    motion, residual = _still(coded.luma) if coded.type == "I" or not back else motion_and_residual(
-        coded.luma, back, ahead, coded.vectors
+    motion, residual = (
+        _still(coded.luma)
+        if coded.type == "I" or not back
+        else motion_and_residual(coded.luma, back, ahead, coded.vectors)
     )
     waiting.popleft()
     if coded.header.is_reference:

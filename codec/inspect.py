@@ -83,7 +83,9 @@ def summarise(source: Source, name: str | None = None) -> ClipSummary:
 def table(clip: ClipSummary, groups: int | None) -> Table:
     """One row a frame; the first frames of adaptive groups are marked if their number is given."""
     starts = set() if groups is None else set(clip.groups(groups))
-    heads = ["frame", "time", "type", "key", "bytes", "motion px", "residual", "bits"] + ["group"] * (groups is not None)
+    heads = ["frame", "time", "type", "key", "bytes", "motion px", "residual", "bits"] + ["group"] * (
+        groups is not None
+    )
     printed = Table(*heads, title=clip.name)
     for frame in clip.frames:
         row = [

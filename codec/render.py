@@ -93,7 +93,9 @@ def render(
         data = _gif([_row(scene, shown, t, side) for t in range(len(scene.frames))])
         if len(data) <= MAX_BYTES:
             return data
-    raise ValueError(f"{len(scene.frames)} frames do not fit into a GIF of {MAX_BYTES} bytes: sample fewer with --frames")
+    raise ValueError(
+        f"{len(scene.frames)} frames do not fit into a GIF of {MAX_BYTES} bytes: sample fewer with --frames"
+    )
 
 
 def share_of(share: float, patches: int) -> int:

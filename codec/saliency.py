@@ -134,7 +134,9 @@ def saliency(
     for t, cells in zip(predicted, fused, strict=True):
         frame = frames[t]
         if config.centre_prior:
-            cells = (cells * (1 + config.centre_prior * _centre(frame.height, frame.width, frame.block_size))).clip(0, 1)
+            cells = (cells * (1 + config.centre_prior * _centre(frame.height, frame.width, frame.block_size))).clip(
+                0, 1
+            )
         down = _overlap(frame.height, frame.block_size, grid[0])
         across = _overlap(frame.width, frame.block_size, grid[1])
         patches[t] = (down @ cells @ across.T).clip(0, 1)
@@ -156,7 +158,9 @@ def _fused(frames: list[FrameSignals], config: SaliencyConfig) -> list[Energy]:
         energies = [_bit_energy(field, config.bits_scale) for field in bits]
         signals.append((config.bits_weight, _normalised(energies, config, _BIT_FLOOR)))
     if not signals:
-        raise ValueError("bits alone have a weight, but the clip's reader cannot tell them: raise motion_weight or residual_weight")
+        raise ValueError(
+            "bits alone have a weight, but the clip's reader cannot tell them: raise motion_weight or residual_weight"
+        )
     total = np.float32(sum(weight for weight, _ in signals))
     scaled = ([np.float32(weight) * energy for energy in energies] for weight, energies in signals)
     return [sum(energies[1:], energies[0]) / total for energies in zip(*scaled, strict=True)]
@@ -204,9 +208,7 @@ def _normalised(energies: list[Energy], config: SaliencyConfig, floor: float) ->
 @cache
 def _centre(height: int, width: int, block_size: int) -> Energy:
     """G [rows, cols]: 1 in the middle of the picture, falling off by the distance in shorter sides."""
-    y, x = (
-        (np.arange(-(-length // block_size)) + 0.5) * block_size - length / 2 for length in (height, width)
-    )
+    y, x = ((np.arange(-(-length // block_size)) + 0.5) * block_size - length / 2 for length in (height, width))
     sigma = _CENTRE_SIGMA * min(height, width)
     return np.exp(-(y[:, None] ** 2 + x**2) / (2 * sigma**2)).astype(np.float32)
 

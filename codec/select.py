@@ -7,8 +7,8 @@ Policies say what becomes of I frames, which have no saliency of their own:
 - ``anchor``: the first frame is taken whole, if the budget holds it; all other patches compete.
 - ``free``: all patches compete.
 
-Patches compete one by one or in blocks (of 2x2, say, for a model that merges them): then the mean of a block counts, and its patches
-are taken together; only the last block of a budget may be cut. Each frame may be given a floor and a cap.
+Patches compete one by one or in blocks (of 2x2, say, for a model that merges them): then the mean of a block counts, and its
+patches are taken together; only the last block of a budget may be cut. Each frame may be given a floor and a cap.
 
 Equal patches are ranked by (t, row, col). Patches of saliency 0 are taken last, and evenly in time: first those of evenly spaced
 frames, as many as it takes to use up the budget. A static clip is thereby shown as evenly spaced whole frames.
@@ -65,7 +65,9 @@ def select(
     whole = _whole_frames(policy, frames, affordable, frame_types)
     rest = budget - len(whole) * patches
     if rest > (frames - len(whole)) * cap:
-        raise ValueError(f"cap={cap} leaves {frames - len(whole)} frames no room for {rest} patches: raise it, or lower budget={budget}")
+        raise ValueError(
+            f"cap={cap} leaves {frames - len(whole)} frames no room for {rest} patches: raise it, or lower budget={budget}"
+        )
     score, group = _blocks(saliency, block)
     chosen = np.zeros((frames, patches), np.bool_)
     chosen[whole] = True
@@ -79,7 +81,15 @@ def select(
     barred = chosen | (rank >= cap)
     frame = np.repeat(np.arange(frames), patches)
     order = np.lexsort(
-        (np.tile(place, frames), np.tile(group, frames), frame, late.ravel(), -score.ravel(), rank.ravel() >= floor, barred.ravel())
+        (
+            np.tile(place, frames),
+            np.tile(group, frames),
+            frame,
+            late.ravel(),
+            -score.ravel(),
+            rank.ravel() >= floor,
+            barred.ravel(),
+        )
     )
     chosen.reshape(-1)[order[:rest]] = True
     return np.argwhere(chosen.reshape(frames, rows, cols)).astype(np.int32)
@@ -134,7 +144,9 @@ def _check_shares(frames: int, budget: int, block: int, floor: int, cap: int) ->
     if block < 1:
         raise ValueError(f"block={block} must be at least 1 patch a side")
     if not 0 <= floor <= cap or cap < 1:
-        raise ValueError(f"floor={floor} and cap={cap} must be 0 <= floor <= cap, and cap at least 1 and at most a frame's patches")
+        raise ValueError(
+            f"floor={floor} and cap={cap} must be 0 <= floor <= cap, and cap at least 1 and at most a frame's patches"
+        )
     if frames * floor > budget:
         raise ValueError(f"floor={floor} of {frames} frames exceeds budget={budget}: lower it, or raise the budget")
 

@@ -182,7 +182,9 @@ def loads(data: bytes, *, name: str = "sidecar") -> Sidecar:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
         raise CodecError(f"{name}: not a sidecar, or a damaged one: {error!r}") from error
     if not 0 <= sidecar.frame_indices.min() <= sidecar.frame_indices.max() < len(sidecar.clip_types):
-        raise CodecError(f"{name}: damaged: its frames are not all among the {len(sidecar.clip_types)} whose types it has")
+        raise CodecError(
+            f"{name}: damaged: its frames are not all among the {len(sidecar.clip_types)} whose types it has"
+        )
     return sidecar
 
 

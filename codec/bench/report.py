@@ -57,7 +57,11 @@ def write(path: Path, section: str, lines: Sequence[str]) -> None:
 def machine() -> str:
     """This machine in a few words."""
     try:
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ]
     except OSError:
         names = []
     name = names[0] if names else platform.processor() or platform.machine()

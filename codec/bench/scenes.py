@@ -1,7 +1,7 @@
 """Rendered scenes whose moving objects are known to the pixel, encoded by real encoders.
 
-A textured floor seen by a camera that stands, pans or zooms; over it, textured discs that move relative to the floor; over all, sensor
-noise. The seed changes textures, directions and places.
+A textured floor seen by a camera that stands, pans or zooms; over it, textured discs that move relative to the floor; over
+all, sensor noise. The seed changes textures, directions and places.
 """
 
 import io
@@ -64,7 +64,7 @@ def render(scene: Scene) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np
     """Frames [H, W] and where objects are in them [H, W]."""
     rng = np.random.default_rng([scene.seed, *scene.name.encode()])
     floor = texture(rng, _FLOOR)
-    count, radius, speed = (table[scene.objects] for table in (_COUNT, _RADIUS, _SPEED))
+    count, radius, speed = _COUNT[scene.objects], _RADIUS[scene.objects], _SPEED[scene.objects]
     skins = [texture(rng, 128) for _ in range(count)]
     angles = rng.uniform(0, 2 * np.pi, count + 1)
     velocities = speed * np.stack([np.cos(angles[1:]), np.sin(angles[1:])], -1)
@@ -80,8 +80,8 @@ def render(scene: Scene) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np
             inside = (x - place[0]) ** 2 + (y - place[1]) ** 2 < radius**2
             picture[inside] = bilinear(skin, x[inside] - place[0] + 64, y[inside] - place[1] + 64)
             mask |= inside
-        picture = picture + rng.normal(0, scene.noise, picture.shape) if scene.noise else picture
-        yield picture.round().clip(0, 255).astype(np.uint8), mask
+        seen = picture + rng.normal(0, scene.noise, picture.shape) if scene.noise else picture
+        yield seen.round().clip(0, 255).astype(np.uint8), mask
         places = places + velocities
         # Objects bounce off the edges.
         outside = (places < radius) | (places > np.array([WIDTH, HEIGHT]) - radius)

@@ -50,7 +50,11 @@ def measure(reader: str, clip: Path, python: str = sys.executable) -> Measured |
     if python == sys.executable:
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [python, str(script), reader, str(clip), str(REPEATS)], env=environment, capture_output=True, text=True, check=False
+        [python, str(script), reader, str(clip), str(REPEATS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

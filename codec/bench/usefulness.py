@@ -1,7 +1,7 @@
 """How well saliency finds moving objects: recall of their patches at each budget, on rendered scenes.
 
-Recall is the share of all patches with a moving object in them, over all 64 frames, that are among the selected ones; `best possible`
-selects from the truth. Selection is `free`, so I frames are shown only to use up a budget. Pixel difference is the mean absolute
+Recall is the share of all patches with a moving object in them, over all 64 frames, that are among the selected ones; `best
+possible` selects from the truth. Selection is `free`, so I frames are shown only to use up a budget. Pixel difference is the mean absolute
 difference to the previous decoded frame, as it is or moved along with the camera.
 """
 
@@ -90,7 +90,9 @@ def methods() -> dict[str, Callable[[Material], Scores]]:
 
     table: dict[str, Callable[[Material], Scores]] = {
         "uniform frames": lambda material: np.zeros_like(material.differences),
-        "random": lambda material: np.random.default_rng(material.scene.seed).random(material.truth.shape, np.float32) + 1,
+        "random": lambda material: (
+            np.random.default_rng(material.scene.seed).random(material.truth.shape, np.float32) + 1
+        ),
         "pixel difference": lambda material: material.differences,
         "pixel difference, camera similarity": lambda material: material.camera_differences,
     }
@@ -134,7 +136,13 @@ def summary(
 
     def of(name: str, budget: float) -> tuple[float, float]:
         means = [
-            np.mean([value for (n, b, scene), value in found.items() if (n, b, scene.seed) == (name, budget, seed) and chosen(scene)])
+            np.mean(
+                [
+                    value
+                    for (n, b, scene), value in found.items()
+                    if (n, b, scene.seed) == (name, budget, seed) and chosen(scene)
+                ]
+            )
             for seed in seeds
         ]
         return float(np.mean(means)), float(np.std(means))
@@ -147,7 +155,12 @@ def report(found: dict[tuple[str, float, Scene], float], codec: str, estimated: 
     how = "estimated from pixels" if estimated else "read from the bitstream"
     seeds = len({scene.seed for _, _, scene in found})
     count = len({scene for _, _, scene in found})
-    lines = [f"### {codec}: signals {how}", "", f"Recall in percent, mean of {count} scenes ± spread over {seeds} seeds.", ""]
+    lines = [
+        f"### {codec}: signals {how}",
+        "",
+        f"Recall in percent, mean of {count} scenes ± spread over {seeds} seeds.",
+        "",
+    ]
     lines += _table("method", [f"{budget:.3g}" for budget in (100 * b for b in BUDGETS)], "{} %", summary(found))
     lines += ["", "The same at 12.5 %, by camera, kind of object and noise:", ""]
     kinds: dict[str, Callable[[Scene], bool]] = {
@@ -165,10 +178,11 @@ def report(found: dict[tuple[str, float, Scene], float], codec: str, estimated: 
     return [*lines, *_table("method", list(kinds), "{}", rows), ""]
 
 
-def _table(
-    first: str, columns: Sequence[str], heading: str, rows: dict[str, list[tuple[float, float]]]
-) -> list[str]:
-    head = [f"| {first} | " + " | ".join(heading.format(column) for column in columns) + " |", "|---|" + "---|" * len(columns)]
+def _table(first: str, columns: Sequence[str], heading: str, rows: dict[str, list[tuple[float, float]]]) -> list[str]:
+    head = [
+        f"| {first} | " + " | ".join(heading.format(column) for column in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
     body = [
         f"| {name} | " + " | ".join(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in values) + " |"
         for name, values in rows.items()

@@ -1,7 +1,7 @@
 """H.264 luma interpolation in NumPy, whole pictures at a time: what the compiled core is held against.
 
-Half samples by the six-tap filter (1, -5, 20, 20, -5, 1) / 32, quarter samples by the rounded mean of two neighbours among integer and
-half samples (ITU-T H.264, 8.4.2.2.1).
+Half samples by the six-tap filter (1, -5, 20, 20, -5, 1) / 32, quarter samples by the rounded mean of two neighbours among
+integer and half samples (ITU-T H.264, 8.4.2.2.1).
 """
 
 from dataclasses import dataclass

@@ -54,7 +54,9 @@ def test_render_lights_the_selected_patches_and_darkens_the_rest(clip_path: Path
 def test_render_shrinks_until_it_fits() -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (192, 192), np.uint8) for _ in range(64)]
-    data = render(encode(noise, options={"crf": "10", "preset": "ultrafast"}), budget=1.0, policy="free", shown=["selected"])
+    data = render(
+        encode(noise, options={"crf": "10", "preset": "ultrafast"}), budget=1.0, policy="free", shown=["selected"]
+    )
     assert len(data) <= MAX_BYTES
     assert Image.open(io.BytesIO(data)).width < 320
 

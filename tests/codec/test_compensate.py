@@ -89,9 +89,7 @@ def test_past_future_and_both_equal_the_restatement(shape: tuple[int, int], reac
     )
     one = interpolation.predict(interpolation.reference(before), field(shape, back))
     other = interpolation.predict(interpolation.reference(after), field(shape, ahead))
-    has_back, has_ahead = (
-        field(shape, dict.fromkeys(some, (1, 1)))[..., 0].astype(bool) for some in (back, ahead)
-    )
+    has_back, has_ahead = (field(shape, dict.fromkeys(some, (1, 1)))[..., 0].astype(bool) for some in (back, ahead))
     pixels = (np.arange(shape[0])[:, None] // 4, np.arange(shape[1]) // 4)
     prediction = np.where(has_ahead[pixels], np.where(has_back[pixels], interpolation.average(one, other), other), one)
     np.testing.assert_allclose(found, residual(picture, prediction), rtol=1e-6)

@@ -105,7 +105,8 @@ def test_another_time_span_by_hand() -> None:
     maps = np.zeros((3, 1, 1), np.uint8)
     maps[:, 0, 0] = [0, 100, 200]
     made = replace(
-        codec.analyse(encode([np.full((64, 64), 9, np.uint8)] * 9, options=P_ONLY), (1, 1), virtual_frames=3), saliency=maps
+        codec.analyse(encode([np.full((64, 64), 9, np.uint8)] * 9, options=P_ONLY), (1, 1), virtual_frames=3),
+        saliency=maps,
     )
     assert made.frame_indices.tolist() == [0, 4, 8]
     # (0, 2] is all of map 1; (2, 6] half of map 1 and half of map 2; (6, 8] map 2.
@@ -114,7 +115,9 @@ def test_another_time_span_by_hand() -> None:
 
 
 def test_budgets_of_a_view_are_exact(sidecar: codec.Sidecar) -> None:
-    view = codec.derive(sidecar, (16, 16), crop=codec.Crop(top=0, left=32, height=128, width=128), frames=range(0, 24, 2))
+    view = codec.derive(
+        sidecar, (16, 16), crop=codec.Crop(top=0, left=32, height=128, width=128), frames=range(0, 24, 2)
+    )
     for budget in (1, 96, 192, 384, 3072):
         positions = codec.select(view.saliency, budget, "keep", frame_types=view.frame_types)
         assert len(np.unique(positions, axis=0)) == budget

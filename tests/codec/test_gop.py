@@ -9,7 +9,9 @@ import codec
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 5000), min_size=1, max_size=200), st.integers(1, 12), st.integers(1, 9), st.integers(0, 30))
+@given(
+    st.lists(st.integers(0, 5000), min_size=1, max_size=200), st.integers(1, 12), st.integers(1, 9), st.integers(0, 30)
+)
 def test_lengths_keep_their_limits(sizes: list[int], groups: int, shortest: int, more: int) -> None:
     longest = 2 * shortest - 1 + more
     starts = codec.adaptive_groups(sizes, "P" * len(sizes), groups, shortest=shortest, longest=longest)

@@ -49,4 +49,6 @@ def test_nonsense_allows_everything() -> None:
         assert reader.read(packet).active == (MOST_ACTIVE, MOST_ACTIVE)
     assert not HeaderReader(b"").read(b"\x00\x00\x01\x01\x88\x80").is_reference
     for length in range(40):
-        HeaderReader(bytes([1, 100, 0, 30, 255, 225, 0, length]) + bytes(range(length))).read(b"\x00\x00\x00\x03\x65\x88\x80")
+        HeaderReader(bytes([1, 100, 0, 30, 255, 225, 0, length]) + bytes(range(length))).read(
+            b"\x00\x00\x00\x03\x65\x88\x80"
+        )

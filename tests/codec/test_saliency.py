@@ -62,7 +62,9 @@ def spec_energy(signals: codec.FrameSignals, centre: float = 0.0) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1.0, 0.05])
 def test_reference_reproduces_the_specification(scale: float) -> None:
     signals = noisy(0)
-    signals = dataclasses.replace(signals, residual=signals.residual * np.float32(scale), motion=signals.motion * np.float32(scale))
+    signals = dataclasses.replace(
+        signals, residual=signals.residual * np.float32(scale), motion=signals.motion * np.float32(scale)
+    )
     # 4 x 4 patches of 7 x 7 whole cells; their mean is the reference's sum up to a constant.
     expected = spec_energy(signals).reshape(4, 28, 4, 28).mean(axis=(1, 3))
     found = codec.saliency([signals], (4, 4), config=codec.REFERENCE)
@@ -92,7 +94,11 @@ def test_weights_percentile_and_bits() -> None:
     both = noisy(3, bits=True)
     base = dataclasses.replace(codec.REFERENCE, bits_weight=2.0, bits_scale="log")
     parts = []
-    for energy, floor in ((np.linalg.norm(both.motion, axis=-1), 1e-6), (both.residual, 1.0), (np.log1p(both.bits), 1e-6)):
+    for energy, floor in (
+        (np.linalg.norm(both.motion, axis=-1), 1e-6),
+        (both.residual, 1.0),
+        (np.log1p(both.bits), 1e-6),
+    ):
         parts.append(np.clip(energy / max(np.percentile(energy, 95), floor), 0, 1))
     expected = ((parts[0] + parts[1] + 2 * parts[2]) / 4).reshape(4, 7, 4, 7).mean(axis=(1, 3))
     np.testing.assert_allclose(codec.saliency([both], (4, 4), config=base)[0], expected, rtol=1e-5)
@@ -116,7 +122,9 @@ def test_bits_count_only_where_the_reader_tells_them() -> None:
 def test_normalisation_over_the_clip_lets_a_lively_frame_count_more() -> None:
     lively, calm = noisy(6), noisy(7)
     calm = dataclasses.replace(calm, motion=calm.motion / 4, residual=calm.residual / 4)
-    per_frame = codec.saliency([lively, calm], (4, 4), config=dataclasses.replace(codec.REFERENCE, normalisation="frame"))
+    per_frame = codec.saliency(
+        [lively, calm], (4, 4), config=dataclasses.replace(codec.REFERENCE, normalisation="frame")
+    )
     per_clip = codec.saliency([lively, calm], (4, 4), config=dataclasses.replace(codec.REFERENCE, normalisation="clip"))
     assert per_frame[1].mean() > 0.8 * per_frame[0].mean()
     assert per_clip[1].mean() < 0.4 * per_clip[0].mean()
@@ -244,7 +252,11 @@ def test_own_grids() -> None:
         codec.patch_grid(0, 10)
 
 
-BAD_SETTINGS = (
+BAD_SETTINGS: tuple[dict, ...] = (
+    {"percentile": 0},
+    {"percentile": 101},
+    {"percentile": float("nan")},
+    {"camera": "drone"},
     {"normalisation": "film"},
     {"bits_scale": "cube"},
     {"motion_floor": 0},
@@ -255,7 +267,7 @@ BAD_SETTINGS = (
 
 
 def test_bad_settings_are_refused() -> None:
-    for setting in ({"percentile": 0}, {"percentile": 101}, {"percentile": float("nan")}, {"camera": "drone"}) + BAD_SETTINGS:
+    for setting in BAD_SETTINGS:
         with pytest.raises(ValueError, match=next(iter(setting))):
             codec.SaliencyConfig(**setting)
     for weights in ((0, 0, 0), (-1, 2, 1), (float("nan"), 1, 1), (1, 1, float("inf"))):
