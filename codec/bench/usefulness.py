@@ -1,8 +1,8 @@
 """How well saliency finds moving objects: recall of their patches at each budget, on rendered scenes.
 
 Recall is the share of all patches with a moving object in them, over all 64 frames, that are among the selected ones; `best
-possible` selects from the truth. Selection is `free`, so I frames are shown only to use up a budget. Pixel difference is the mean absolute
-difference to the previous decoded frame, as it is or moved along with the camera.
+possible` selects from the truth. Selection is `free`, so I frames are shown only to use up a budget. Pixel difference is the mean
+absolute difference to the previous decoded frame, as it is or moved along with the camera.
 """
 
 import itertools
