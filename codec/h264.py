@@ -7,8 +7,9 @@ it does not export makes these signals approximate, in six ways:
   nearest in display order, in the vector's direction, that was decoded before: index 0 of the lists x264 builds. Of several, at
   most the four nearest are tried for a block: the nearest stays if it predicts the block to 2 grey levels, or if no other leaves
   less than 0.9 of what it leaves. In two real clips (487 and 737 frames, x264) the mean residual so is 2.64 and 0.69 grey
-  levels; always taking the nearest it is 3.11 and 1.21, always the best of four 2.63 and 0.68. Where the true reference is known
-  (two scenes that take turns, 4 references, nothing but predictions coded), 93 % of the cells come out bit for bit, 8 % by the nearest.
+  levels; always taking the nearest it is 3.11 and 1.21, always the best of four 2.63 and 0.68. Where the true reference is
+  known (two scenes that take turns, 4 references, nothing but predictions coded), 93 % of the cells come out bit for bit, by the
+  nearest 8 %.
 - *Sub-8x8 partitions.* Each 8x8 quarter of a macroblock carries the vector of its first partition.
 - *Weighted prediction.* Two predictions are averaged with equal weights, and single ones are not scaled.
 - *Field coding.* Vectors of interlaced macroblocks are read as if they were of frames.

@@ -172,9 +172,11 @@ def report(found: dict[tuple[str, float, Scene], float], codec: str, estimated: 
         "no noise": lambda scene: scene.noise == 0,
         "noise": lambda scene: scene.noise > 0,
     }
+    shown = {scene for _, _, scene in found}
+    kinds = {kind: chosen for kind, chosen in kinds.items() if any(map(chosen, shown))}
     at = BUDGETS.index(0.125)
     parts = {kind: summary(found, chosen) for kind, chosen in kinds.items()}
-    rows = {name: [parts[kind][name][at] for kind in kinds] for name in parts["static"]}
+    rows = {name: [parts[kind][name][at] for kind in kinds] for name in dict.fromkeys(name for name, _, _ in found)}
     return [*lines, *_table("method", list(kinds), "{}", rows), ""]
 
 
