@@ -106,7 +106,11 @@ def texture(rng: np.random.Generator, side: int) -> npt.NDArray[np.float32]:
 
 
 def encode(pictures: Iterator[npt.NDArray[np.uint8]], encoder: str, options: dict[str, str]) -> bytes:
-    """Grey pictures [H, W] as a Matroska file; encoded on one thread, so that the same pictures give the same file."""
+    """Grey pictures [H, W] as a Matroska file, encoded on one thread.
+
+    x264 does not always give the same file twice (its macroblock tree, with noise and B frames): recall varies by some tenths of a
+    percent from run to run.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as output:
         stream = output.add_stream(encoder, rate=25, options=options)
