@@ -199,8 +199,12 @@ void add_lines(const std::uint8_t* one, std::ptrdiff_t stride, const std::uint8_
                                 load<std::int16_t, std::uint8_t, Width>(other + line * kMacroblock);
         columns += difference < 0 ? -difference : difference;
     }
-    for (int cell = 0; cell < Width / kCell; ++cell)
-        cells[cell] = std::uint16_t(columns[4 * cell] + columns[4 * cell + 1] + columns[4 * cell + 2] + columns[4 * cell + 3]);
+    // Sums of two neighbours, then of two pairs, in place: no lane is more than 16 bits full.
+    const auto halves = reinterpret_cast<Vec<std::uint32_t, Width / 2>>(columns);
+    const auto pairs = (halves & 0xFFFF) + (halves >> 16);
+    const auto wide = reinterpret_cast<Vec<std::uint64_t, Width / 4>>(pairs);
+    const auto sums = (wide & 0xFFFFFFFF) + (wide >> 32);
+    for (int cell = 0; cell < Width / kCell; ++cell) cells[cell] = std::uint16_t(sums[cell]);
 }
 
 void measure(const Picture& picture, const Block& block, const Pixels& prediction, Fit& fit) {
@@ -260,7 +264,6 @@ public:
     }
 
     void describe(const Block& block, const Vectors& vectors) const {
-        const int rows = (picture_.height + kCell - 1) / kCell, cols = (picture_.width + kCell - 1) / kCell;
         if (block.x >= picture_.width || block.y >= picture_.height) return;
         const Fit fit = best(block, vectors);
         float x = 0, y = 0;
@@ -275,21 +278,34 @@ public:
             x += scale * float(vectors.future.x);
             y += scale * float(vectors.future.y);
         }
-        const int bottom = std::min(rows, (block.y + block.height) / kCell), right = std::min(cols, (block.x + block.width) / kCell);
-        for (int row = block.y / kCell; row < bottom; ++row) {
-            const int lines = (std::min(kCell, picture_.height - row * kCell) + kLine - 1) / kLine;
-            for (int col = block.x / kCell; col < right; ++col) {
-                const int wide = std::min(kCell, picture_.width - col * kCell);
-                float* cell = motion_ + (std::ptrdiff_t(row) * cols + col) * 2;
-                cell[0] = x;
-                cell[1] = y;
-                const float sum = float(fit.cells[(row - block.y / kCell) * kCell + col - block.x / kCell]);
-                residual_[std::ptrdiff_t(row) * cols + col] = lines * wide == 8 ? sum / 8 : sum / float(lines * wide);
-            }
+        if (block.x + block.width > picture_.width || block.y + block.height > picture_.height) {
+            write<0>(block, fit, x, y);
+        } else if (block.width == kMacroblock) {
+            write<kMacroblock>(block, fit, x, y);
+        } else {
+            write<kQuarter>(block, fit, x, y);
         }
     }
 
 private:
+    // `Width` is a constant where the block lies in the picture, and 0 where the picture's edge cuts it.
+    template <int Width>
+    void write(const Block& block, const Fit& fit, float x, float y) const {
+        const int stride = (picture_.width + kCell - 1) / kCell;
+        const int rows = (std::min(block.height, picture_.height - block.y) + kCell - 1) / kCell;
+        const int cols = ((Width ? Width : std::min(block.width, picture_.width - block.x)) + kCell - 1) / kCell;
+        for (int row = 0; row < rows; ++row) {
+            const std::ptrdiff_t first = std::ptrdiff_t(block.y / kCell + row) * stride + block.x / kCell;
+            const int lines = Width ? kCell / kLine : (std::min(kCell, picture_.height - block.y - row * kCell) + kLine - 1) / kLine;
+            for (int col = 0; col < cols; ++col) {
+                const int wide = Width ? kCell : std::min(kCell, picture_.width - block.x - col * kCell);
+                motion_[2 * (first + col)] = x;
+                motion_[2 * (first + col) + 1] = y;
+                residual_[first + col] = float(fit.cells[std::size_t(row * kCell + col)]) / float(lines * wide);
+            }
+        }
+    }
+
     const Picture& picture_;
     const std::vector<Picture>& past_;
     const std::vector<Picture>& future_;
