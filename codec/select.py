@@ -73,24 +73,7 @@ def select(
     chosen[whole] = True
     left_over = max(0, rest - np.count_nonzero(score[~chosen]))
     late = np.where(score > 0, 0, _even_first(frames, -(-left_over // patches), whole)[:, None])
-    # lexsort's last key counts most; a frame's own order, its best patch first, says which of them floor and cap let through.
-    place = np.arange(patches)
-    rank = np.empty((frames, patches), np.int64)
-    for t in range(frames):
-        rank[t, np.lexsort((place, group, -score[t]))] = place
-    barred = chosen | (rank >= cap)
-    frame = np.repeat(np.arange(frames), patches)
-    order = np.lexsort(
-        (
-            np.tile(place, frames),
-            np.tile(group, frames),
-            frame,
-            late.ravel(),
-            -score.ravel(),
-            rank.ravel() >= floor,
-            barred.ravel(),
-        )
-    )
+    order = _order(score, group, late, chosen, floor, cap)
     chosen.reshape(-1)[order[:rest]] = True
     return np.argwhere(chosen.reshape(frames, rows, cols)).astype(np.int32)
 
@@ -100,6 +83,27 @@ def visible_indices(positions: npt.NDArray[np.int32], grid: tuple[int, int]) -> 
     rows, cols = grid
     t, row, col = positions.astype(np.int64).T
     return (t * rows + row) * cols + col
+
+
+def _order(
+    score: npt.NDArray[np.float32],
+    group: npt.NDArray[np.int64],
+    late: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+    floor: int,
+    cap: int,
+) -> npt.NDArray[np.int64]:
+    """Linear indices of all patches, the first to take first; arrays are [T, patches], group is [patches]."""
+    frames, patches = score.shape
+    # A frame's own order, its best patch first, says which of them floor and cap let through.
+    place = np.arange(patches)
+    rank = np.empty((frames, patches), np.int64)
+    for t in range(frames):
+        rank[t, np.lexsort((place, group, -score[t]))] = place
+    frame = np.arange(frames)[:, None]
+    # The last key counts most; what is already chosen or above the cap goes to the very end.
+    keys = (place, group, frame, late, -score, rank >= floor, chosen | (rank >= cap))
+    return np.lexsort([np.broadcast_to(key, score.shape).ravel() for key in keys])
 
 
 def _blocks(saliency: np.ndarray, block: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -21,7 +21,7 @@ namespace {
 constexpr int kCell = 4;         // pixels per cell side
 constexpr int kQuarter = 8;      // pixels per side of a quarter of a macroblock, the finest unit that FFmpeg exports
 constexpr int kMacroblock = 16;
-constexpr int kLine = 2;         // every second line is predicted and compared: it halves the work, see codec/h264.py
+constexpr int kLine = 2;         // every second line is predicted and compared, see codec/h264.py
 constexpr int kBefore = 2;       // samples that the six taps read before and after a position
 constexpr int kAfter = 3;
 constexpr int kWindow = kMacroblock + kBefore + kAfter;
@@ -63,8 +63,6 @@ struct Vectors {  // of one quarter of a macroblock
 struct Block {
     int x, y, width, height;
 };
-
-// ---- prediction ------------------------------------------------------------------------------------------------------------
 
 // Sixteen samples at a time, in the vector extensions of GCC and Clang; blocks of eight waste half of them.
 template <typename Scalar, int Lanes>
@@ -181,8 +179,6 @@ void predict(const Picture& source, const Block& block, const Vector& vector, Pi
         predict_wide<kQuarter>(source, block, vector, to);
     }
 }
-
-// ---- what the prediction leaves --------------------------------------------------------------------------------------------
 
 struct Fit {
     int past = 0, future = 0;  // which reference of either list
@@ -313,8 +309,6 @@ private:
     float* motion_;    // [rows, cols, 2]
     float* residual_;  // [rows, cols]
 };
-
-// ---- FFmpeg's vectors ------------------------------------------------------------------------------------------------------
 
 struct MotionRecord {  // AVMotionVector of libavutil/motion_vector.h
     std::int32_t source;
