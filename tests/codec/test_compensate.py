@@ -119,3 +119,24 @@ def test_pictures_of_another_size_and_foreign_records_are_refused() -> None:
         motion_and_residual(picture, [Reference(luma=texture(16, 32), distance=1)], [], None)
     with pytest.raises(ValueError, match="past"):
         motion_and_residual(picture, [], [], None)
+
+
+def test_any_records_on_any_size_give_finite_signals() -> None:
+    """Damaged streams export nonsense: it must stay within the pictures. (Also run once under ASan and UBSan.)"""
+    rng = np.random.default_rng(0)
+    for round_ in range(300):
+        shape = tuple(rng.integers(1, 70, 2).tolist())
+        pictures = [rng.integers(0, 256, shape, np.uint8) for _ in range(4)]
+        vectors = np.zeros(int(rng.integers(0, 60)), RECORD)
+        if round_ % 2:
+            vectors.view(np.uint8)[:] = rng.integers(0, 256, vectors.nbytes)
+        else:
+            vectors["source"] = rng.choice([-1, 1], len(vectors))
+            vectors["w"], vectors["h"] = rng.choice([8, 16], (2, len(vectors)))
+            vectors["dst_x"], vectors["dst_y"] = rng.integers(-20, 90, (2, len(vectors)))
+            vectors["motion_x"], vectors["motion_y"] = rng.integers(-500, 500, (2, len(vectors)))
+        past = [Reference(luma=picture, distance=place) for place, picture in enumerate(pictures[1:3], 1)]
+        future = [Reference(luma=pictures[3], distance=1)][: rng.integers(0, 2)]
+        motion, left = motion_and_residual(pictures[0], past, future, vectors)
+        assert np.isfinite(motion).all()
+        assert (left >= 0).all() and (left <= 255).all()
