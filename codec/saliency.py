@@ -60,9 +60,9 @@ class SaliencyConfig:
     """Weight of motion in the mean, >= 0."""
     residual_weight: float = 0.5
     """Weight of the residual in the mean, >= 0."""
-    bits_weight: float = 0.5
+    bits_weight: float = 0.25
     """Weight of bits in the mean, >= 0; no weight in clips whose reader cannot tell them. Not all three weights 0."""
-    bits_scale: BitScale = "sqrt"
+    bits_scale: BitScale = "linear"
     """What becomes of a cell's bits b: b, sqrt(b) or log(1 + b)."""
     motion_floor: float = 0.25
     """Pixels a frame, > 0: less motion than this at the percentile is not blown up to full scale."""
