@@ -8,6 +8,7 @@ from collections import Counter
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from av.video.frame import PictureType
 
 import codec
@@ -153,9 +154,16 @@ def test_frames_come_in_display_order_with_their_pixels_and_packets() -> None:
 def test_a_raw_stream_gives_the_same_signals_as_its_container(tmp_path) -> None:
     frames = panning(16, (64, 80), (2, 1))
     options = {"x264-params": "keyint=16:bframes=3:b-pyramid=normal"}
+    clip = encode(frames, options=options)
     path = tmp_path / "clip.h264"
-    path.write_bytes(encode(frames, options=options, container="h264"))
-    for raw, boxed in zip(codec.signals(path), codec.signals(encode(frames, options=options)), strict=True):
+    # Not encoded again: x264 does not always give the same stream twice.
+    with av.open(io.BytesIO(clip), mode="r") as container, path.open("wb") as raw_file:
+        stream = container.streams.video[0]
+        to_units = BitStreamFilterContext("h264_mp4toannexb", stream)
+        for packet in [*container.demux(stream), None]:
+            if packet is None or packet.size:
+                raw_file.writelines(bytes(unit) for unit in to_units.filter(packet))
+    for raw, boxed in zip(codec.signals(path), codec.signals(clip), strict=True):
         assert_same_fields(raw, boxed)
 
 
