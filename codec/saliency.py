@@ -50,7 +50,7 @@ class SaliencyConfig:
         ValueError: a value outside its range.
     """
 
-    camera: Camera = "similarity"
+    camera: Camera = "affine"
     """Camera model whose motion is subtracted."""
     percentile: float = 99.0
     """Percentile of energies that becomes 1, in (0, 100]."""
