@@ -24,6 +24,8 @@ constexpr int kMacroblock = 16;
 constexpr int kLine = 2;         // every second line is predicted and compared, see codec/h264.py
 constexpr int kBefore = 2;       // samples that the six taps read before and after a position
 constexpr int kAfter = 3;
+constexpr int kCacheLine = 64;   // bytes
+constexpr int kAhead = 2 * kCacheLine;  // pixels between a macroblock and the one whose pixels are asked for
 constexpr int kWindow = kMacroblock + kBefore + kAfter;
 
 using Plane = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
@@ -39,6 +41,8 @@ struct Picture {
     int width;
     float per_frame;  // pixels a frame of one quarter of a pixel to the picture that is predicted
 
+    Picture(const std::uint8_t* pixels, std::ptrdiff_t line, int lines, int length)
+        : data(pixels), stride(line), height(lines), width(length), per_frame(0) {}
     Picture(const Plane& plane, int distance)
         : data(plane.data()), stride(plane.stride(0)), height(int(plane.shape(0))), width(int(plane.shape(1))), per_frame(0.25F / float(distance)) {
         if (plane.stride(1) != 1) throw std::invalid_argument("the pixels of a row must follow one another");
@@ -98,6 +102,19 @@ Vec<Wide, Lanes> six_taps(const Narrow* at, std::ptrdiff_t step) {
     return pair(-2, 3) + (inner << 2) + inner;
 }
 
+// Six taps of sums that six taps gave, rounded: (a - 5 b + 20 c + 512) >> 10, in words. The sum of products does not fit, but
+// floors nest: it is floor((floor((floor((a - b) / 4) - b + c) / 4) + c + 32) / 64), and a mean never overflows.
+template <int Lanes>
+Vec<std::int16_t, Lanes> six_taps_again(const std::int16_t* at, std::ptrdiff_t step) {
+    const auto pair = [&](std::ptrdiff_t one, std::ptrdiff_t other) __attribute__((always_inline)) {
+        return load<std::int16_t, std::int16_t, Lanes>(at + one * step) + load<std::int16_t, std::int16_t, Lanes>(at + other * step);
+    };
+    const auto outer = pair(-2, 3), middle = pair(-1, 2), inner = pair(0, 1);
+    const auto quarter = (outer - middle) >> 2, rest = inner - middle;
+    const auto mean = (quarter & rest) + ((quarter ^ rest) >> 1);
+    return ((mean >> 1) + inner + 32) >> 6;
+}
+
 enum Half { kFull, kRight, kDown, kBoth };
 
 // Samples at integer positions, half a pixel to the right, half a pixel down, or both.
@@ -116,14 +133,25 @@ void interpolate(Half half, const std::uint8_t* from, std::ptrdiff_t stride, int
             std::memcpy(across + y * Width, &sums, sizeof sums);
         }
         for (int y = 0; y < height; y += kLine, to += kMacroblock)
-            for (int x = 0; x < Width; x += 8)
-                store_clipped<std::int32_t, 8>(
-                    to + x, (six_taps<std::int32_t, 8>(across + (y + kBefore) * Width + x, Width) + 512) >> 10);
+            store_clipped<std::int16_t, Width>(to, six_taps_again<Width>(across + (y + kBefore) * Width, Width));
     }
 }
 
-void average(Pixels& one, const Pixels& other) {
-    for (std::size_t i = 0; i < one.size(); ++i) one[i] = std::uint8_t((one[i] + other[i] + 1) >> 1);
+// Every second line of a predicted block: in the picture it comes from where it lies there as it is, else in room of its own.
+struct Lines {
+    const std::uint8_t* data;
+    std::ptrdiff_t stride;
+};
+
+template <int Width>
+Lines average(const Lines& one, const Lines& other, int height, Pixels& room) {
+    for (int line = 0; line < height / kLine; ++line) {
+        const auto a = load<std::uint8_t, std::uint8_t, Width>(one.data + line * one.stride);
+        const auto b = load<std::uint8_t, std::uint8_t, Width>(other.data + line * other.stride);
+        const Vec<std::uint8_t, Width> mean = (a | b) - ((a ^ b) >> 1);  // rounded up
+        std::memcpy(room.data() + line * kMacroblock, &mean, sizeof mean);
+    }
+    return {room.data(), kMacroblock};
 }
 
 struct Sample {
@@ -148,82 +176,80 @@ void copy_repeating_edges(const std::uint8_t* line, int length, int first, int c
 }
 
 template <int Width>
-void predict_wide(const Picture& source, const Block& block, const Vector& vector, Pixels& to) {
+Lines predict(const Picture& source, const Block& block, const Vector& vector, Pixels& room) {
     const int x = block.x + (vector.x >> 2), y = block.y + (vector.y >> 2);
+    const bool whole = ((vector.x | vector.y) & 3) == 0;
+    const int before = whole ? 0 : kBefore, after = whole ? 0 : kAfter;
     const std::uint8_t* from = source.data + y * source.stride + x;
     std::ptrdiff_t stride = source.stride;
     std::array<std::uint8_t, kWindow * kWindow> window;
-    const int before = (vector.x | vector.y) & 3 ? kBefore : 0, after = (vector.x | vector.y) & 3 ? kAfter : 0;
-    const bool inside = x >= before && y >= before && x + Width + after <= source.width && y + block.height + after <= source.height;
-    if (!inside) {
+    if (x < before || y < before || x + Width + after > source.width || y + block.height + after > source.height) {
         for (int row = 0; row < block.height + kBefore + kAfter; ++row) {
             const std::uint8_t* line = source.data + std::clamp(y - kBefore + row, 0, source.height - 1) * source.stride;
             copy_repeating_edges(line, source.width, x - kBefore, Width + kBefore + kAfter, window.data() + row * kWindow);
         }
         from = window.data() + kBefore * kWindow + kBefore;
         stride = kWindow;
+    } else if (whole) {
+        return {from, kLine * stride};
     }
     const auto& [first, second] = kQuarters[(vector.y & 3) * 4 + (vector.x & 3)];
-    interpolate<Width>(first.half, from + first.y * stride + first.x, stride, block.height, to.data());
+    interpolate<Width>(first.half, from + first.y * stride + first.x, stride, block.height, room.data());
     if (first.half != second.half || first.y != second.y || first.x != second.x) {
         Pixels other;
         interpolate<Width>(second.half, from + second.y * stride + second.x, stride, block.height, other.data());
-        average(to, other);
+        average<Width>({room.data(), kMacroblock}, {other.data(), kMacroblock}, block.height, room);
     }
-}
-
-void predict(const Picture& source, const Block& block, const Vector& vector, Pixels& to) {
-    if (block.width == kMacroblock) {
-        predict_wide<kMacroblock>(source, block, vector, to);
-    } else {
-        predict_wide<kQuarter>(source, block, vector, to);
-    }
+    return {room.data(), kMacroblock};
 }
 
 struct Fit {
     int past = 0, future = 0;  // which reference of either list
-    std::uint32_t total = 0;   // sum of |picture - prediction|
-    std::array<std::uint16_t, 16> cells{};  // the same, per cell of a macroblock-wide raster
+    std::int32_t total = 0;    // sum of |picture - prediction|
+    std::array<std::int32_t, 16> cells;  // the same, per cell of a macroblock-wide raster
 };
 
 // Sums over the cells of one line of cells; `Width` is that of the block.
 template <int Width>
-void add_lines(const std::uint8_t* one, std::ptrdiff_t stride, const std::uint8_t* other, int lines, std::uint16_t* cells) {
+Vec<std::int32_t, Width / kCell> add_lines(const Lines& one, const Lines& other, int lines) {
     Vec<std::int16_t, Width> columns{};
     for (int line = 0; line < lines; ++line) {
-        const auto difference = load<std::int16_t, std::uint8_t, Width>(one + line * stride) -
-                                load<std::int16_t, std::uint8_t, Width>(other + line * kMacroblock);
+        const auto difference = load<std::int16_t, std::uint8_t, Width>(one.data + line * one.stride) -
+                                load<std::int16_t, std::uint8_t, Width>(other.data + line * other.stride);
         columns += difference < 0 ? -difference : difference;
     }
     // Sums of two neighbours, then of two pairs, in place: no lane is more than 16 bits full.
     const auto halves = reinterpret_cast<Vec<std::uint32_t, Width / 2>>(columns);
     const auto pairs = (halves & 0xFFFF) + (halves >> 16);
     const auto wide = reinterpret_cast<Vec<std::uint64_t, Width / 4>>(pairs);
-    const auto sums = (wide & 0xFFFFFFFF) + (wide >> 32);
-    for (int cell = 0; cell < Width / kCell; ++cell) cells[cell] = std::uint16_t(sums[cell]);
+    return __builtin_convertvector(wide + (wide >> 32), Vec<std::int32_t, Width / kCell>);
 }
 
-void measure(const Picture& picture, const Block& block, const Pixels& prediction, Fit& fit) {
-    const int height = std::min(block.height, picture.height - block.y), width = std::min(block.width, picture.width - block.x);
-    for (int top = 0; top < height; top += kCell) {
-        const std::uint8_t* one = picture.data + (block.y + top) * picture.stride + block.x;
-        const std::uint8_t* other = prediction.data() + top / kLine * kMacroblock;
-        std::ptrdiff_t stride = kLine * picture.stride;
-        const int lines = (std::min(kCell, height - top) + kLine - 1) / kLine;
-        Pixels inside;
-        if (width < block.width) {  // what lies outside of the picture must not count: it is taken to be as predicted
-            std::memcpy(inside.data(), other, kCell / kLine * kMacroblock);
-            for (int line = 0; line < lines; ++line) std::memcpy(inside.data() + line * kMacroblock, one + line * stride, std::size_t(width));
-            one = inside.data();
-            stride = kMacroblock;
-        }
-        if (block.width == kMacroblock) {
-            add_lines<kMacroblock>(one, stride, other, lines, &fit.cells[std::size_t(top)]);
-        } else {
-            add_lines<kQuarter>(one, stride, other, lines, &fit.cells[std::size_t(top)]);
-        }
+template <int Width>
+void measure(const Picture& picture, const Block& block, const Lines& prediction, Fit& fit) {
+    Vec<std::int32_t, Width / kCell> total{};
+    for (int top = 0; top < block.height; top += kCell) {
+        const Lines one{picture.data + (block.y + top) * picture.stride + block.x, kLine * picture.stride};
+        const Lines other{prediction.data + top / kLine * prediction.stride, prediction.stride};
+        const auto sums = add_lines<Width>(one, other, kCell / kLine);
+        std::memcpy(&fit.cells[std::size_t(top)], &sums, sizeof sums);
+        total += sums;
     }
-    for (const auto cell : fit.cells) fit.total += cell;
+    fit.total = 0;
+    for (int cell = 0; cell < Width / kCell; ++cell) fit.total += total[cell];
+}
+
+// The same where the picture's edge cuts the block: what lies outside does not count, because it is taken to be as predicted.
+template <int Width>
+void measure_inside(const Picture& picture, const Block& block, const Lines& prediction, Fit& fit) {
+    const int height = std::min(block.height, picture.height - block.y), width = std::min(block.width, picture.width - block.x);
+    Pixels inside;
+    for (int line = 0; line < block.height / kLine; ++line) {
+        std::uint8_t* to = inside.data() + line * kMacroblock;
+        std::memcpy(to, prediction.data + line * prediction.stride, Width);
+        if (line * kLine < height) std::memcpy(to, picture.data + (block.y + line * kLine) * picture.stride + block.x, std::size_t(width));
+    }
+    measure<Width>({inside.data(), kMacroblock / kLine, block.height, Width}, {0, 0, Width, block.height}, prediction, fit);
 }
 
 class Describer {
@@ -232,36 +258,35 @@ public:
               float* motion, float* residual)
         : picture_(picture), past_(past), future_(future), good_fit_(good_fit), advantage_(advantage), motion_(motion), residual_(residual) {}
 
-    // The prediction of a block from the references that fit it best; the nearest ones unless others are clearly better.
-    Fit best(const Block& block, const Vectors& vectors) const {
-        const bool back = vectors.past.known || !vectors.future.known, ahead = vectors.future.known;
-        const auto fit_of = [&](int past, int future) {
-            Pixels prediction, other;
-            if (back) predict(past_[past], block, vectors.past, prediction);
-            if (ahead) predict(future_[future], block, vectors.future, back ? other : prediction);
-            if (back && ahead) average(prediction, other);
-            Fit fit;
-            fit.past = past;
-            fit.future = future;
-            measure(picture_, block, prediction, fit);
-            return fit;
-        };
-        const Fit nearest = fit_of(0, 0);
-        if (!vectors.past.known && !vectors.future.known) return nearest;
-        if (nearest.total <= good_fit_ * float(block.width * block.height / kLine)) return nearest;
-        Fit found = nearest;
-        const auto consider = [&](int past, int future) {
-            const Fit fit = fit_of(past, future);
-            if (fit.total < found.total) found = fit;
-        };
-        for (int past = 1; vectors.past.known && past < int(past_.size()); ++past) consider(past, 0);
-        for (int future = 1; ahead && future < int(future_.size()); ++future) consider(found.past, future);
-        return found.total < advantage_ * float(nearest.total) ? found : nearest;
+    // Asks for the pixels of a macroblock to come: they have left the nearest caches since they were decoded.
+    void fetch(int x, int y) const {
+        if (x % kCacheLine != 0 || x >= picture_.width) return;
+        for (int line = y; line < std::min(y + kMacroblock, picture_.height); ++line) {
+            if (line % kLine == 0) __builtin_prefetch(picture_.data + line * picture_.stride + x);
+            __builtin_prefetch(past_[0].data + line * past_[0].stride + x);
+            if (!future_.empty()) __builtin_prefetch(future_[0].data + line * future_[0].stride + x);
+        }
     }
 
     void describe(const Block& block, const Vectors& vectors) const {
         if (block.x >= picture_.width || block.y >= picture_.height) return;
-        const Fit fit = best(block, vectors);
+        if (block.width == kMacroblock) {
+            describe_wide<kMacroblock>(block, vectors);
+        } else {
+            describe_wide<kQuarter>(block, vectors);
+        }
+    }
+
+private:
+    template <int Width>
+    void describe_wide(const Block& block, const Vectors& vectors) const {
+        Fit fit;
+        const bool cut = block.x + Width > picture_.width || block.y + block.height > picture_.height;
+        if (cut) {
+            best<Width, true>(block, vectors, fit);
+        } else {
+            best<Width, false>(block, vectors, fit);
+        }
         float x = 0, y = 0;
         const float directions = float(vectors.past.known + vectors.future.known);
         if (vectors.past.known) {  // content came from where the vector leads
@@ -274,32 +299,77 @@ public:
             x += scale * float(vectors.future.x);
             y += scale * float(vectors.future.y);
         }
-        if (block.x + block.width > picture_.width || block.y + block.height > picture_.height) {
-            write<0>(block, fit, x, y);
-        } else if (block.width == kMacroblock) {
-            write<kMacroblock>(block, fit, x, y);
+        if (cut) {
+            write_inside(block, fit, x, y);
         } else {
-            write<kQuarter>(block, fit, x, y);
+            write<Width>(block, fit, x, y);
         }
     }
 
-private:
-    // `Width` is a constant where the block lies in the picture, and 0 where the picture's edge cuts it.
+    // The prediction of a block from the references that fit it best; the nearest ones unless others are clearly better.
+    template <int Width, bool Cut>
+    void best(const Block& block, const Vectors& vectors, Fit& found) const {
+        const bool back = vectors.past.known || !vectors.future.known, ahead = vectors.future.known;
+        Pixels before, after, tried, both;
+        const auto fit = [&](const Lines& past, const Lines& future, Fit& to) {
+            const Lines prediction = !ahead ? past : !back ? future : average<Width>(past, future, block.height, both);
+            if constexpr (Cut) {
+                measure_inside<Width>(picture_, block, prediction, to);
+            } else {
+                measure<Width>(picture_, block, prediction, to);
+            }
+        };
+        Lines past{}, future{};
+        if (back) past = predict<Width>(past_[0], block, vectors.past, before);
+        if (ahead) future = predict<Width>(future_[0], block, vectors.future, after);
+        fit(past, future, found);
+        if (float(found.total) <= good_fit_ * float(Width * block.height / kLine)) return;
+        if (!vectors.past.known && !vectors.future.known) return;
+        const float bound = advantage_ * float(found.total);
+        Fit least = found, other;
+        const auto consider = [&](int nth_past, int nth_future, const Lines& from_past, const Lines& from_future) {
+            fit(from_past, from_future, other);
+            if (other.total >= least.total) return;
+            least = other;
+            least.past = nth_past;
+            least.future = nth_future;
+        };
+        for (int nth = 1; vectors.past.known && nth < int(past_.size()); ++nth)
+            consider(nth, 0, predict<Width>(past_[nth], block, vectors.past, tried), future);
+        if (ahead && future_.size() > 1) {
+            if (back && least.past > 0) past = predict<Width>(past_[least.past], block, vectors.past, before);
+            for (int nth = 1; nth < int(future_.size()); ++nth)
+                consider(least.past, nth, past, predict<Width>(future_[nth], block, vectors.future, tried));
+        }
+        if (float(least.total) < bound) found = least;
+    }
+
     template <int Width>
     void write(const Block& block, const Fit& fit, float x, float y) const {
+        constexpr int kCells = Width / kCell;
         const int stride = (picture_.width + kCell - 1) / kCell;
-        const int rows = (std::min(block.height, picture_.height - block.y) + kCell - 1) / kCell;
-        const int cols = ((Width ? Width : std::min(block.width, picture_.width - block.x)) + kCell - 1) / kCell;
-        for (int row = 0; row < rows; ++row) {
-            const std::ptrdiff_t first = std::ptrdiff_t(block.y / kCell + row) * stride + block.x / kCell;
-            const int lines = Width ? kCell / kLine : (std::min(kCell, picture_.height - block.y - row * kCell) + kLine - 1) / kLine;
-            for (int col = 0; col < cols; ++col) {
-                const int wide = Width ? kCell : std::min(kCell, picture_.width - block.x - col * kCell);
-                motion_[2 * (first + col)] = x;
-                motion_[2 * (first + col) + 1] = y;
-                residual_[first + col] = float(fit.cells[std::size_t(row * kCell + col)]) / float(lines * wide);
-            }
+        std::ptrdiff_t first = std::ptrdiff_t(block.y / kCell) * stride + block.x / kCell;
+        Vec<float, 2 * kCells> vectors;
+        for (int col = 0; col < kCells; ++col) vectors[2 * col] = x, vectors[2 * col + 1] = y;
+        for (int top = 0; top < block.height; top += kCell, first += stride) {
+            const auto means = load<float, std::int32_t, kCells>(&fit.cells[std::size_t(top)]) * (float(kLine) / float(kCell * kCell));
+            std::memcpy(motion_ + 2 * first, &vectors, sizeof vectors);
+            std::memcpy(residual_ + first, &means, sizeof means);
         }
+    }
+
+    // The same where the picture's edge cuts the block.
+    void write_inside(const Block& block, const Fit& fit, float x, float y) const {
+        const int stride = (picture_.width + kCell - 1) / kCell;
+        const int height = std::min(block.height, picture_.height - block.y), width = std::min(block.width, picture_.width - block.x);
+        for (int top = 0; top < height; top += kCell)
+            for (int left = 0; left < width; left += kCell) {
+                const std::ptrdiff_t cell = std::ptrdiff_t((block.y + top) / kCell) * stride + (block.x + left) / kCell;
+                const int pixels = (std::min(kCell, height - top) + kLine - 1) / kLine * std::min(kCell, width - left);
+                motion_[2 * cell] = x;
+                motion_[2 * cell + 1] = y;
+                residual_[cell] = float(fit.cells[std::size_t(top + left / kCell)]) / float(pixels);
+            }
     }
 
     const Picture& picture_;
@@ -367,6 +437,7 @@ void describe_blocks(const Describer& describer, const std::vector<Vectors>& qua
     };
     for (int row = 0; row < high; row += 2)
         for (int col = 0; col < wide; col += 2) {
+            describer.fetch(col * kQuarter + kAhead, row * kQuarter);
             const Vectors* upper = &quarters[std::size_t(row) * std::size_t(wide) + std::size_t(col)];
             const Vectors* lower = upper + wide;
             // Equal quarters are predicted as one block: fewer and longer rows.
