@@ -19,8 +19,10 @@ GOOD_FIT = 2.0
 ADVANTAGE = 0.9
 """Share of the nearest references' misfit below which others are taken instead."""
 
-_RECORD_BYTES = 40
-_NO_VECTORS = np.zeros((0, _RECORD_BYTES), np.uint8)
+RECORD_BYTES = 40
+"""Size of FFmpeg's AVMotionVector."""
+
+_NO_VECTORS = np.zeros((0, RECORD_BYTES), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,7 @@ class Reference:
 
 
 def motion_and_residual(
-    picture: Luma, past: Sequence[Reference], future: Sequence[Reference], vectors: np.ndarray | None
+    picture: Luma, past: Sequence[Reference], future: Sequence[Reference], vectors: npt.NDArray[np.uint8] | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Motion [rows, cols, 2] and residual [rows, cols] of `picture` [H, W], as `FrameSignals` has them.
 
@@ -41,19 +43,18 @@ def motion_and_residual(
         picture: the decoded picture.
         past: at least one reference before it, likeliest first.
         future: references after it, likeliest first; vectors into the future are ignored where there is none.
-        vectors: FFmpeg's AVMotionVector records, or None if it exported none.
+        vectors: FFmpeg's AVMotionVector records [records, RECORD_BYTES], or None if it exported none.
     """
     rows, cols = cell_grid(*picture.shape)
     motion = np.empty((rows, cols, 2), np.float32)
     residual = np.empty((rows, cols), np.float32)
-    records = _NO_VECTORS if vectors is None else vectors.view(np.uint8).reshape(-1, _RECORD_BYTES)
     describe(
         picture,
         [reference.luma for reference in past],
         [reference.distance for reference in past],
         [reference.luma for reference in future],
         [reference.distance for reference in future],
-        records,
+        _NO_VECTORS if vectors is None else vectors,
         GOOD_FIT,
         ADVANTAGE,
         motion,

@@ -39,7 +39,7 @@ import numpy.typing as npt
 from av.codec.context import Flags2
 from av.sidedata.sidedata import SideDataContainer
 
-from codec.compensate import Reference, motion_and_residual
+from codec.compensate import RECORD_BYTES, Reference, motion_and_residual
 from codec.h264_headers import HeaderReader, PictureHeader
 from codec.source import Clip, Luma, Picture, frame_signals, frame_type, luma, pictures
 from codec.types import FrameSignals, FrameType, cell_grid
@@ -50,7 +50,6 @@ _MAX_REORDER = 16
 """Most pictures H.264 lets a decoder hold back: a future reference that is later than that does not come."""
 _MAX_PAST = 8
 """References remembered: those a 16-frame pyramid of B frames has decoded too late for the frame that closes it, and one."""
-_FUTURE = 1
 
 
 @dataclass(slots=True)
@@ -62,11 +61,9 @@ class _Coded:
     type: FrameType
     luma: Luma
     header: PictureHeader
-    vectors: np.ndarray | None
-
-    @property
-    def needs_future(self) -> bool:
-        return self.vectors is not None and bool((self.vectors["source"] == _FUTURE).any())
+    vectors: npt.NDArray[np.uint8] | None
+    """[records, RECORD_BYTES], as FFmpeg exports them."""
+    needs_future: bool
 
 
 def read(clip: Clip) -> Iterator[tuple[av.VideoFrame, FrameSignals]]:
@@ -92,13 +89,17 @@ def _coded(picture: Picture, index: int, headers: HeaderReader) -> _Coded:
     frame = picture.frame
     # Not `frame.side_data`: that keeps frame and side data alive in a cycle, hundreds of frames long, until Python looks for it.
     side_data = cast(Any, SideDataContainer)(frame).get("MOTION_VECTORS")
+    # Not `to_ndarray`, which takes longer to name the fields than they take to read.
+    vectors = None if side_data is None else np.frombuffer(side_data, np.uint8).reshape(-1, RECORD_BYTES)
     return _Coded(
         picture=picture,
         index=index,
         type=frame_type(frame),
         luma=luma(frame),
         header=headers.read(picture.data),
-        vectors=None if side_data is None else side_data.to_ndarray(),
+        vectors=vectors,
+        # A record begins with its `source`: below zero for the past, above for the future.
+        needs_future=vectors is not None and bool((vectors.view(np.int32)[:, 0] > 0).any()),
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codec.compensate import Reference, motion_and_residual
+from codec.compensate import RECORD_BYTES, Reference, motion_and_residual
 from codec.types import cell_grid
 from tests.codec import interpolation
 from tests.codec.clips import texture
@@ -31,14 +31,11 @@ def records(shape: tuple[int, int], vectors: dict[tuple[int, int], tuple[int, in
         record["source"], record["w"], record["h"] = source, 8, 8
         record["dst_x"], record["dst_y"] = x + 4, y + 4
         record["motion_x"], record["motion_y"] = across, down
-    return made
+    return as_bytes(made)
 
 
-def joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """np.concatenate would drop the padding between the fields."""
-    both = np.zeros(len(one) + len(other), RECORD)
-    both[: len(one)], both[len(one) :] = one, other
-    return both
+def as_bytes(made: np.ndarray) -> np.ndarray:
+    return made.view(np.uint8).reshape(-1, RECORD_BYTES)
 
 
 def random_vectors(shape: tuple[int, int], seed: int, reach: int) -> dict[tuple[int, int], tuple[int, int]]:
@@ -85,7 +82,7 @@ def test_past_future_and_both_equal_the_restatement(shape: tuple[int, int], reac
         picture,
         [Reference(luma=before, distance=2)],
         [Reference(luma=after, distance=3)],
-        joined(records(shape, back, -1), records(shape, ahead, 1)),
+        np.concatenate([records(shape, back, -1), records(shape, ahead, 1)]),
     )
     one = interpolation.predict(interpolation.reference(before), field(shape, back))
     other = interpolation.predict(interpolation.reference(after), field(shape, ahead))
@@ -137,6 +134,6 @@ def test_any_records_on_any_size_give_finite_signals() -> None:
             vectors["motion_x"], vectors["motion_y"] = rng.integers(-500, 500, (2, len(vectors)))
         past = [Reference(luma=picture, distance=place) for place, picture in enumerate(pictures[1:3], 1)]
         future = [Reference(luma=pictures[3], distance=1)][: rng.integers(0, 2)]
-        motion, left = motion_and_residual(pictures[0], past, future, vectors)
+        motion, left = motion_and_residual(pictures[0], past, future, as_bytes(vectors))
         assert np.isfinite(motion).all()
         assert (left >= 0).all() and (left <= 255).all()
