@@ -211,18 +211,17 @@ struct Fit {
 
 // Sums over the cells of one line of cells; `Width` is that of the block.
 template <int Width>
-Vec<std::int32_t, Width / kCell> add_lines(const Lines& one, const Lines& other, int lines) {
-    Vec<std::int16_t, Width> columns{};
-    for (int line = 0; line < lines; ++line) {
-        const auto difference = load<std::int16_t, std::uint8_t, Width>(one.data + line * one.stride) -
-                                load<std::int16_t, std::uint8_t, Width>(other.data + line * other.stride);
-        columns += difference < 0 ? -difference : difference;
+Vec<std::int32_t, Width / kCell> add_lines(const Lines& one, const Lines& other) {
+    Vec<std::uint16_t, Width / 2> pairs{};
+    for (int line = 0; line < kCell / kLine; ++line) {
+        const auto a = load<std::uint8_t, std::uint8_t, Width>(one.data + line * one.stride);
+        const auto b = load<std::uint8_t, std::uint8_t, Width>(other.data + line * other.stride);
+        const Vec<std::uint8_t, Width> difference = (a > b ? a : b) - (a < b ? a : b);
+        const auto two = reinterpret_cast<Vec<std::uint16_t, Width / 2>>(difference);
+        pairs += (two & 0xFF) + (two >> 8);
     }
-    // Sums of two neighbours, then of two pairs, in place: no lane is more than 16 bits full.
-    const auto halves = reinterpret_cast<Vec<std::uint32_t, Width / 2>>(columns);
-    const auto pairs = (halves & 0xFFFF) + (halves >> 16);
-    const auto wide = reinterpret_cast<Vec<std::uint64_t, Width / 4>>(pairs);
-    return __builtin_convertvector(wide + (wide >> 32), Vec<std::int32_t, Width / kCell>);
+    const auto two = reinterpret_cast<Vec<std::uint32_t, Width / 4>>(pairs);
+    return reinterpret_cast<Vec<std::int32_t, Width / 4>>((two & 0xFFFF) + (two >> 16));
 }
 
 template <int Width>
@@ -231,7 +230,7 @@ void measure(const Picture& picture, const Block& block, const Lines& prediction
     for (int top = 0; top < block.height; top += kCell) {
         const Lines one{picture.data + (block.y + top) * picture.stride + block.x, kLine * picture.stride};
         const Lines other{prediction.data + top / kLine * prediction.stride, prediction.stride};
-        const auto sums = add_lines<Width>(one, other, kCell / kLine);
+        const auto sums = add_lines<Width>(one, other);
         std::memcpy(&fit.cells[std::size_t(top)], &sums, sizeof sums);
         total += sums;
     }
