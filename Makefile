@@ -33,7 +33,7 @@ schema: $(VENV)/installed
 install: $(VENV)/installed
 
 # torch first and alone, so that the constraint's CPU build is taken where the index offers one.
-$(VENV)/installed: pyproject.toml constraints.txt setup.py $(wildcard codec/*/src/*)
+$(VENV)/installed: pyproject.toml constraints.txt setup.py $(wildcard codec/native/* codec/*/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) python -m pip install -q --upgrade pip setuptools wheel
 	$(RUN) python -m pip install -q -c constraints.txt torch

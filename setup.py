@@ -33,4 +33,9 @@ def extension(name: str, folder: str) -> Extension:
     )
 
 
-setup(ext_modules=[extension("codec.hevc._hevc", "codec/hevc/src")])
+setup(
+    ext_modules=[
+        extension("codec._compensate", "codec/native"),
+        extension("codec.hevc._hevc", "codec/hevc/src"),
+    ]
+)

@@ -7,12 +7,14 @@
     maps = codec.saliency(frames, grid)                                         # [T, rows, cols]
     positions = codec.select(maps, budget=512, policy="free")                   # [512, 3]: (t, row, col)
 
-Everything here runs on one core, on a CPU, and depends on NumPy, PyAV, Pillow, safetensors and rich alone. On the command line:
-``python -m codec info | render | sidecar``.
+Everything here runs on one core, on a CPU, and depends on NumPy, PyAV, Pillow, safetensors and rich alone, beside its own compiled
+core. On the command line: ``python -m codec inspect | analyze | select | render | bench``.
 """
 
 from codec.camera import Camera
-from codec.saliency import REFERENCE, SaliencyConfig, patch_grid, saliency
+from codec.derive import Crop, Derived, derive
+from codec.gop import adaptive_groups
+from codec.saliency import DEFAULT, REFERENCE, SaliencyConfig, patch_grid, saliency
 from codec.sample import frame_indices, sample
 from codec.select import Policy, select, visible_indices
 from codec.sidecar import Sidecar, analyse, dumps, loads
@@ -21,17 +23,22 @@ from codec.source import frame_count, luma
 from codec.types import CodecError, FrameSignals, FrameType, Source
 
 __all__ = [
+    "DEFAULT",
     "REFERENCE",
     "Camera",
     "CodecError",
+    "Crop",
+    "Derived",
     "FrameSignals",
     "FrameType",
     "Policy",
     "SaliencyConfig",
     "Sidecar",
     "Source",
+    "adaptive_groups",
     "analyse",
     "decode",
+    "derive",
     "dumps",
     "frame_count",
     "frame_indices",

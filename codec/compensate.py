@@ -1,139 +1,63 @@
-"""Motion compensation: predict a picture from another one, cell by cell.
+"""Motion compensation of H.264 pictures, on the compiled core `codec._compensate` (native/compensate.cpp).
 
-The arithmetic is that of ITU-T H.264, 8.4.2.2.1 (luma sample interpolation): half samples by the six-tap filter
-(1, -5, 20, 20, -5, 1) / 32, quarter samples by the rounded mean of two neighbours among integer and half samples. So the
-prediction equals the decoder's own wherever the vector, its reference and an unweighted average are what the encoder used, and
-the place it points to lies in the picture.
+The interpolation is that of ITU-T H.264, 8.4.2.2.1, so a prediction equals the decoder's own wherever the vector, its
+reference and an unweighted average are what the encoder used, and the place it points to lies in the picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
+from codec._compensate import describe
 from codec.source import Luma
-from codec.types import BLOCK_SIZE, cell_grid
+from codec.types import cell_grid
 
-PAD = 16
-"""Pixels of repeated edge around a reference: a cell further out than this sees only the edge, wherever it lies."""
+GOOD_FIT = 2.0
+"""Grey levels: a block that its nearest reference predicts this well is not compared with any other."""
+ADVANTAGE = 0.9
+"""Share of the nearest references' misfit below which others are taken instead."""
 
-# Planes of a `Reference`: samples at integer positions, half a pixel to the right, half a pixel down, and both.
-_FULL, _RIGHT, _DOWN, _BOTH = range(4)
-# For each quarter position, y * 4 + x: the two (plane, y step, x step) whose rounded mean it is (H.264, figure 8-4).
-_QUARTERS = (
-    ((_FULL, 0, 0), (_FULL, 0, 0)),
-    ((_FULL, 0, 0), (_RIGHT, 0, 0)),
-    ((_RIGHT, 0, 0), (_RIGHT, 0, 0)),
-    ((_RIGHT, 0, 0), (_FULL, 0, 1)),
-    ((_FULL, 0, 0), (_DOWN, 0, 0)),
-    ((_RIGHT, 0, 0), (_DOWN, 0, 0)),
-    ((_RIGHT, 0, 0), (_BOTH, 0, 0)),
-    ((_RIGHT, 0, 0), (_DOWN, 0, 1)),
-    ((_DOWN, 0, 0), (_DOWN, 0, 0)),
-    ((_DOWN, 0, 0), (_BOTH, 0, 0)),
-    ((_BOTH, 0, 0), (_BOTH, 0, 0)),
-    ((_BOTH, 0, 0), (_DOWN, 0, 1)),
-    ((_DOWN, 0, 0), (_FULL, 1, 0)),
-    ((_DOWN, 0, 0), (_RIGHT, 1, 0)),
-    ((_BOTH, 0, 0), (_RIGHT, 1, 0)),
-    ((_DOWN, 0, 1), (_RIGHT, 1, 0)),
-)
+RECORD_BYTES = 40
+"""Size of FFmpeg's AVMotionVector."""
+
+_NO_VECTORS = np.zeros((0, RECORD_BYTES), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """A picture ready to be predicted from."""
+    """A picture that vectors may lead to."""
 
-    height: int
-    width: int
-    planes: npt.NDArray[np.uint8]
-    """[4, H + 2 PAD, W + 2 PAD]"""
-
-
-def reference(picture: Luma) -> Reference:
-    """Interpolate a picture [H, W] at half samples."""
-    height, width = picture.shape
-    full = np.pad(picture, PAD, mode="edge")
-    # Three more pixels for the taps; the unrounded sums fit int16 after one filter (|sum| <= 52 * 255) and need int32 after two.
-    wide = np.pad(full, 3, mode="edge").astype(np.int16)
-    across = _six_taps(wide, axis=1)
-    down = _six_taps(wide, axis=0)
-    both = _six_taps(across.astype(np.int32), axis=0)
-    planes = np.stack(
-        [
-            full,
-            _round(across[3:-3], 5),
-            _round(down[:, 3:-3], 5),
-            _round(both, 10),
-        ]
-    )
-    return Reference(height=height, width=width, planes=planes)
+    luma: Luma
+    distance: int
+    """Frames between it and the picture that is predicted, in display order; positive."""
 
 
-def predict(source: Reference, vectors: npt.NDArray[np.int32]) -> Luma:
-    """Predict a picture [H, W] from `source`.
+def motion_and_residual(
+    picture: Luma, past: Sequence[Reference], future: Sequence[Reference], vectors: npt.NDArray[np.uint8] | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Motion [rows, cols, 2] and residual [rows, cols] of `picture` [H, W], as `FrameSignals` has them.
 
     Args:
-        source: the picture to predict from.
-        vectors: [rows, cols, 2] in quarter pixels, (x, y) from a cell to the place in `source` it is copied from.
+        picture: the decoded picture.
+        past: at least one reference before it, likeliest first.
+        future: references after it, likeliest first; vectors into the future are ignored where there is none.
+        vectors: FFmpeg's AVMotionVector records [records, RECORD_BYTES], or None if it exported none.
     """
-    rows, cols = cell_grid(source.height, source.width)
-    _, padded_height, stride = source.planes.shape
-    # A cell beyond the padding is moved to its border; one more pixel is read to the right and below.
-    y = np.arange(rows, dtype=np.int32)[:, None] * BLOCK_SIZE + PAD + (vectors[..., 1] >> 2)
-    x = np.arange(cols, dtype=np.int32) * BLOCK_SIZE + PAD + (vectors[..., 0] >> 2)
-    origin = y.clip(0, padded_height - BLOCK_SIZE - 1) * stride + x.clip(0, stride - BLOCK_SIZE - 1)
-    quarter = (vectors[..., 1] & 3) * 4 + (vectors[..., 0] & 3)
-    first, second = _offsets(padded_height, stride)[:, quarter] + origin
-    samples = source.planes.reshape(-1)
-    inside = np.arange(BLOCK_SIZE)[:, None] * stride + np.arange(BLOCK_SIZE)
-    cell = inside[:, None, :]
-    one = samples.take(first[:, None, :, None] + cell)
-    other = samples.take(second[:, None, :, None] + cell)
-    mean = average(one, other).reshape(rows * BLOCK_SIZE, cols * BLOCK_SIZE)
-    return mean[: source.height, : source.width]
-
-
-def average(one: Luma, other: Luma) -> Luma:
-    """(a + b + 1) >> 1 without leaving 8 bits."""
-    return (one | other) - ((one ^ other) >> 1)
-
-
-def cell_residual(picture: Luma, prediction: Luma) -> npt.NDArray[np.float32]:
-    """Mean |picture - prediction| over the pixels of each cell: [H, W] x 2 -> [rows, cols]."""
-    height, width = picture.shape
-    rows, cols = cell_grid(height, width)
-    difference = np.zeros((rows * BLOCK_SIZE, cols * BLOCK_SIZE), np.uint8)
-    difference[:height, :width] = np.maximum(picture, prediction) - np.minimum(picture, prediction)
-    lines = difference.reshape(rows, BLOCK_SIZE, -1).sum(axis=1, dtype=np.uint16)
-    sums = sum(lines[:, step::BLOCK_SIZE] for step in range(BLOCK_SIZE))
-    return (sums / _pixels(height, width)).astype(np.float32)
-
-
-@cache
-def _offsets(padded_height: int, stride: int) -> npt.NDArray[np.intp]:
-    """[2, 16]: where the two samples of each quarter position lie relative to the integer position, in flat planes."""
-    steps = np.array(_QUARTERS, np.intp).transpose(1, 0, 2)
-    return steps @ np.array([padded_height * stride, stride, 1], np.intp)
-
-
-@cache
-def _pixels(height: int, width: int) -> npt.NDArray[np.float32]:
-    """[rows, cols]: pixels of each cell that lie inside the picture."""
-    rows, cols = cell_grid(height, width)
-    tall = np.minimum(BLOCK_SIZE, height - BLOCK_SIZE * np.arange(rows))
-    wide = np.minimum(BLOCK_SIZE, width - BLOCK_SIZE * np.arange(cols))
-    return np.outer(tall, wide).astype(np.float32)
-
-
-def _six_taps(samples: np.ndarray, axis: int) -> np.ndarray:
-    """Unrounded half samples along `axis`: entry k, of six fewer than given, lies between samples k + 3 and k + 4."""
-    length = samples.shape[axis] - 6
-    taps = [slice(1 + tap, 1 + tap + length) for tap in range(6)]
-    at = [samples[tap] if axis == 0 else samples[:, tap] for tap in taps]
-    return (at[0] + at[5]) - 5 * (at[1] + at[4]) + 20 * (at[2] + at[3])
-
-
-def _round(sums: np.ndarray, bits: int) -> npt.NDArray[np.uint8]:
-    return ((sums + (1 << (bits - 1))) >> bits).clip(0, 255).astype(np.uint8)
+    rows, cols = cell_grid(*picture.shape)
+    motion = np.empty((rows, cols, 2), np.float32)
+    residual = np.empty((rows, cols), np.float32)
+    describe(
+        picture,
+        [reference.luma for reference in past],
+        [reference.distance for reference in past],
+        [reference.luma for reference in future],
+        [reference.distance for reference in future],
+        _NO_VECTORS if vectors is None else vectors,
+        GOOD_FIT,
+        ADVANTAGE,
+        motion,
+        residual,
+    )
+    return motion, residual

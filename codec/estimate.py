@@ -8,13 +8,13 @@ Every frame but the first is measured, I frames included: here they differ from 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeAlias
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from codec.compensate import cell_residual
 from codec.source import Clip, Luma, frame_signals, luma, pictures
 from codec.types import BLOCK_SIZE, FrameSignals, cell_grid
 
@@ -60,7 +60,7 @@ def estimate(current: Luma, previous: Luma) -> tuple[npt.NDArray[np.float32], np
     rows, cols = cell_grid(height, width)
     cells = _BLOCK // BLOCK_SIZE
     motion = (-vectors).repeat(cells, axis=0).repeat(cells, axis=1)[:rows, :cols].astype(np.float32)
-    return motion, cell_residual(current, prediction)
+    return motion, _cell_residual(current, prediction)
 
 
 def _pyramid(picture: Luma) -> list[Luma]:
@@ -152,3 +152,23 @@ def _mismatch(one: Luma, other: Luma) -> npt.NDArray[np.float32]:
     difference = np.maximum(one, other) - np.minimum(one, other)
     columns = difference.sum(axis=1, dtype=np.uint16)
     return columns.sum(axis=-1, dtype=np.float32) / np.float32(size * size)
+
+
+def _cell_residual(picture: Luma, prediction: Luma) -> npt.NDArray[np.float32]:
+    """Mean |picture - prediction| over the pixels of each cell: [H, W] x 2 -> [rows, cols]."""
+    height, width = picture.shape
+    rows, cols = cell_grid(height, width)
+    difference = np.zeros((rows * BLOCK_SIZE, cols * BLOCK_SIZE), np.uint8)
+    difference[:height, :width] = np.maximum(picture, prediction) - np.minimum(picture, prediction)
+    lines = difference.reshape(rows, BLOCK_SIZE, -1).sum(axis=1, dtype=np.uint16)
+    sums = sum(lines[:, step::BLOCK_SIZE] for step in range(BLOCK_SIZE))
+    return (sums / _pixels(height, width)).astype(np.float32)
+
+
+@cache
+def _pixels(height: int, width: int) -> npt.NDArray[np.float32]:
+    """[rows, cols]: pixels of each cell that lie inside the picture."""
+    rows, cols = cell_grid(height, width)
+    tall = np.minimum(BLOCK_SIZE, height - BLOCK_SIZE * np.arange(rows))
+    wide = np.minimum(BLOCK_SIZE, width - BLOCK_SIZE * np.arange(cols))
+    return np.outer(tall, wide).astype(np.float32)

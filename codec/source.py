@@ -170,7 +170,8 @@ def frame_signals(
     return FrameSignals(
         index=index,
         pts=frame.pts,
-        time=None if frame.pts is None or base is None else float(frame.pts * base),
+        # The float nearest to the fraction, as float(pts * base) would be.
+        time=None if frame.pts is None or base is None else frame.pts * base.numerator / base.denominator,
         type=frame_type(frame),
         key_frame=bool(frame.key_frame),
         height=frame.height,
