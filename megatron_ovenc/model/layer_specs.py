@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +14,18 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
 from megatron_ovenc.model.attention import SDPACoreAttention
+from megatron_ovenc.model.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
+
+
+GELU = {"erf": F.gelu, "tanh": partial(F.gelu, approximate="tanh")}
+"""model.gelu -> activation."""
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
@@ -35,7 +43,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig) -> Transfor
         sequence_parallel=parallel.sequence_parallel,
         normalization={"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}[model.norm],
         layernorm_epsilon=model.norm_eps,
-        activation_func=F.gelu,
+        activation_func=GELU[model.gelu],
         add_bias_linear=True,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -73,8 +81,8 @@ class RecomputedLayer(TransformerLayer):
         return checkpoint(super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def sdpa_spec(recompute: bool) -> ModuleSpec:
-    """Tensor-parallel linears of megatron-core around torch's scaled_dot_product_attention; runs on any device."""
+def layer_spec(recompute: bool, column: type[ColumnParallelLinear], row: type[RowParallelLinear]) -> ModuleSpec:
+    """A layer of the given tensor-parallel linears around torch's scaled_dot_product_attention; runs on any device."""
     return ModuleSpec(
         module=RecomputedLayer if recompute else TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -83,20 +91,33 @@ def sdpa_spec(recompute: bool) -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.no_mask},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=SDPACoreAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_qkv=column, core_attention=SDPACoreAttention, linear_proj=row
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-            ),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-LAYER_SPECS = {"sdpa": sdpa_spec}
-"""model.layers -> specification."""
+def sdpa_block(model: ModelConfig, parallel: ParallelConfig) -> TransformerBlockSubmodules:
+    """Every layer in parallel.precision."""
+    layer = layer_spec(parallel.recompute, ColumnParallelLinear, RowParallelLinear)
+    return TransformerBlockSubmodules(layer_specs=[layer] * model.num_layers)
+
+
+def fp8_torch_block(model: ModelConfig, parallel: ParallelConfig) -> TransformerBlockSubmodules:
+    """Linear layers on `torch._scaled_mm`, but for the first and last layers of parallel.fp8.first_last_bf16."""
+    kept = parallel.fp8.first_last_bf16
+    high = layer_spec(parallel.recompute, ColumnParallelLinear, RowParallelLinear)
+    fp8 = layer_spec(parallel.recompute, Fp8ColumnParallelLinear, Fp8RowParallelLinear)
+    return TransformerBlockSubmodules(layer_specs=[high] * kept + [fp8] * (model.num_layers - 2 * kept) + [high] * kept)
+
+
+BLOCK_SPECS: dict[str, Callable[[ModelConfig, ParallelConfig], TransformerBlockSubmodules]] = {
+    "sdpa": sdpa_block,
+    "fp8_torch": fp8_torch_block,
+}
+"""model.layers -> specification of the block."""

@@ -18,6 +18,7 @@ class AttentionPool(torch.nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_heads
+        self.gelu = {"erf": "none", "tanh": "tanh"}[config.gelu]
         self.probe = torch.nn.Parameter(torch.empty(width))
         self.query_key_value = torch.nn.Linear(width, 3 * width)
         self.projection = torch.nn.Linear(width, width)
@@ -42,4 +43,4 @@ class AttentionPool(torch.nn.Module):
             x.unflatten(-1, (self.heads, -1)) for x in (query_1D.expand(len(lengths), -1), keys_ND, values_ND)
         )
         pooled_BD = self.projection(attend(query_BHd, key_NHd, value_NHd, [1] * len(lengths), lengths).flatten(1))
-        return pooled_BD + self.fc2(F.gelu(self.fc1(self.norm(pooled_BD))))
+        return pooled_BD + self.fc2(F.gelu(self.fc1(self.norm(pooled_BD)), approximate=self.gelu))

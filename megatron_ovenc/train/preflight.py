@@ -14,7 +14,7 @@ from megatron_ovenc.data.check import check_source
 from megatron_ovenc.train.checkpoint import checkpoint_path, checkpoint_steps
 from megatron_ovenc.train.weights import read_model
 
-_SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "rope", "rope_theta")
+_SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "gelu", "rope", "rope_theta")
 """Keys of `model` by which weights fit or do not."""
 
 
