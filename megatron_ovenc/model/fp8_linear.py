@@ -48,9 +48,8 @@ def quantize(tensor: torch.Tensor, dtype: torch.dtype, magnitude: torch.Tensor) 
         dtype: an FP8 type.
         magnitude: fp32 scalar, the largest magnitude of the whole tensor. What is not finite stays so.
     """
-    largest = torch.finfo(dtype).max
-    inverse = magnitude.clamp(min=_SMALLEST) / largest
-    return (tensor.float() / inverse).clamp(-largest, largest).to(dtype), inverse
+    inverse = magnitude.clamp(min=_SMALLEST) / torch.finfo(dtype).max
+    return (tensor.float() / inverse).to(dtype), inverse
 
 
 def magnitudes(tensors: list[torch.Tensor], cut: list[bool], group: ProcessGroup) -> list[torch.Tensor]:
@@ -132,7 +131,7 @@ def fp8_linear(
     Returns:
         [..., N]; a partial sum where inputs are cut.
     """
-    flat: torch.Tensor = _Fp8Linear.apply(inputs.flatten(0, -2), weight_NK, cut_inputs, cut_outputs, group)  # type: ignore[no-untyped-call]
+    flat: torch.Tensor = _Fp8Linear.apply(inputs.flatten(0, -2), weight_NK, cut_inputs, cut_outputs, group)
     return flat.unflatten(0, inputs.shape[:-1])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +26,7 @@ _CONFIG_KEYS = {
     "rope_theta": "rope_theta",
 }
 """Key of the `model` section -> key of a published config.json."""
-_GELUS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+_GELUS: dict[Literal["erf", "tanh"], str] = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 """model.gelu -> `hidden_act`."""
 
 

@@ -7,6 +7,7 @@ import os
 import torch
 
 from megatron_ovenc.config import ConfigError
+from megatron_ovenc.parallel.requirements import Environment, installed_transformer_engine
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -53,6 +54,32 @@ def prepare_device(device: torch.device) -> None:
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
     parallel_state.destroy_global_memory_buffer()
     parallel_state._set_global_memory_buffer()
+
+
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """(major, minor) of a GPU; None for a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def environment(wanted: str) -> Environment:
+    """This machine's facts for `requirement_problems`, of its first GPU.
+
+    Args:
+        wanted: `auto`, `cpu` or `cuda` (parallel.device).
+    """
+    usable = wanted != "cpu" and torch.cuda.is_available()
+    return Environment(
+        capability=torch.cuda.get_device_capability(0) if usable else None,
+        cuda=torch.version.cuda,
+        transformer_engine=installed_transformer_engine(),
+    )
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on `device`. The host does not wait: to a GPU the copy is made from page-locked memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def memory_peak_bytes(device: torch.device) -> int:

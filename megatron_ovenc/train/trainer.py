@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from megatron_ovenc.config import HeadConfig, RunConfig
 from megatron_ovenc.model.flops import training_flops
+from megatron_ovenc.model.parameters import named_parameters
 from megatron_ovenc.parallel.device import memory_peak_bytes
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.gradients import global_norm, scale_gradients, sum_partial_gradients
@@ -68,7 +69,7 @@ class Trainer:
         self.watch = BankWatch(Path(config.run_dir), config.log.bank_every)
         self._saved_step = state.step or None  # a resumed state is on disk already
         self._skipped_in_a_row = 0
-        self._parameters = dict(state.encoder.named_parameters())
+        self._parameters = named_parameters(state.encoder)
         self._partial = [p for n, p in self._parameters.items() if state.layouts[n].partial_gradient]
         self._tensor_parallel = {n for n, layout in state.layouts.items() if layout.split_axis is not None}
 

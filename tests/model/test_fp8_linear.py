@@ -188,3 +188,29 @@ def test_first_and_last_blocks_and_the_rest_stay_out_of_fp8(rank_pool: RankPool)
     kinds, others = rank_pool.run(first_and_last, world=1, args=(1,))[0]
     assert kinds == ["ColumnParallelLinear", *["Fp8ColumnParallelLinear"] * 2, "ColumnParallelLinear"]
     assert others == []
+
+
+def product_shapes(topology: Topology, tokens: int) -> list[tuple[int, ...]]:
+    """Shapes of all operands that reach `_scaled_mm` in forward and backward of a layer."""
+    seen, original = [], torch._scaled_mm
+
+    def spy(left: torch.Tensor, right: torch.Tensor, **options: Any) -> torch.Tensor:
+        # cuBLAS's rules, which the CPU does not enforce.
+        assert left.is_contiguous() and right.t().is_contiguous()
+        assert (left.dtype, right.dtype) != (torch.float8_e5m2, torch.float8_e5m2)
+        assert options["use_fast_accum"] is False
+        seen.extend([tuple(left.shape), tuple(right.shape)])
+        return original(left, right, **options)
+
+    torch._scaled_mm = spy  # type: ignore[assignment]
+    try:
+        products(topology, tokens)
+    finally:
+        torch._scaled_mm = original
+    return seen
+
+
+def test_products_have_the_shapes_that_cublas_takes(rank_pool: RankPool) -> None:
+    shapes = rank_pool.run(product_shapes, world=1, args=(37,))[0]
+    assert len(shapes) == 6
+    assert all(size % 16 == 0 for shape in shapes for size in shape), shapes
