@@ -70,6 +70,8 @@ class ParallelConfig:
     """Sharding of the encoder over the data group: 0 none, 2 gradients and optimizer, 3 also parameters between uses."""
     recompute: bool = False
     """Recompute each block in backward instead of keeping its activations."""
+    compile: bool = False
+    """Let torch.compile fuse what lies between a block's products and attention; the first steps take a minute longer."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the encoder's matrix work. Master weights, gradients' sums and moments are fp32 either way."""
     fp8: Fp8Config = field(default_factory=Fp8Config)

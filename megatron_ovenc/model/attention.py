@@ -83,6 +83,7 @@ def available_kernels() -> frozenset[str]:
     return frozenset(name for name, module in modules.items() if importlib.util.find_spec(module) is not None)
 
 
+@torch.compiler.disable  # lengths are Python numbers: compiled code would be made anew for every batch
 def attend(
     query_QHd: torch.Tensor, key_NHd: torch.Tensor, value_NHd: torch.Tensor, queries: Segments, keys: Segments
 ) -> torch.Tensor:

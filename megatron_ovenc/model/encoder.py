@@ -61,6 +61,11 @@ class Encoder(torch.nn.Module):
         self.post_norm = Norm(config, model.hidden_size, model.norm_eps)
         self.pool = AttentionPool(model)
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile every block by itself, in place: names of parameters stay, and equal blocks share the code."""
+        for layer in self.block.layers:
+            layer.compile(backend=backend)
+
     def forward(self, patches: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> EncoderOutput:
         """Encode a packed batch.
 

@@ -100,11 +100,19 @@ class Norm:
 class RecomputedLayer(TransformerLayer):
     """A layer whose activations are recomputed in backward. megatron-core's own recomputation reads CUDA random states."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._compute = super().forward
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what is recomputed. Compiling the recomputation itself would come to nothing: attention interrupts it."""
+        self._compute = torch.compile(super().forward, *args, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As TransformerLayer.forward; without dropout there is no random state to preserve."""
         if not torch.is_grad_enabled():
-            return super().forward(*args, **kwargs)
-        return checkpoint(super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            return self._compute(*args, **kwargs)
+        return checkpoint(self._compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def layer_spec(recompute: bool, column: type[ColumnParallelLinear], row: type[RowParallelLinear]) -> ModuleSpec:

@@ -36,8 +36,9 @@ def build_state(
     2. record how tensor parallelism cut each parameter
     3. fill with values that do not depend on the layout
     4. move to the device
-    5. shard over the data group
-    6. optimizer over the shards
+    5. compile blocks: after recomputation, which is part of a layer, and before sharding, whose hooks stay outside
+    6. shard over the data group
+    7. optimizer over the shards
     """
     encoder = Encoder(config.model, config.parallel, topology)
     layouts = parameter_layouts(encoder, topology)
@@ -48,6 +49,8 @@ def build_state(
         values = published_values(read_weights(Path(config.model.init))[1], config.model, config.model.init)
     fill_parameters(encoder, layouts, topology, values)
     encoder.to(topology.device)
+    if config.parallel.compile:
+        encoder.compile_blocks()
     sharding = ShardedEncoder(encoder, encoder.block.layers, topology, config.parallel.zero, config.parallel.precision)
     width, seed = config.model.hidden_size, config.train.seed
     sizes = {h.name: replace(h.bank, init=None) if resumed else h.bank for h in config.heads}
