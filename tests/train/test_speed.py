@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
+from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.parameters import fill_parameters, named_parameters, parameter_layouts, random_values
 from megatron_ovenc.parallel.device import PhaseTimer
@@ -19,10 +20,20 @@ from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
 from tests.rank_pool import RankPool
+from tests.train.sources import RecordedSource
 from tests.train.test_fp8 import config, noisy_classes
 
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
-"""Operators whose result the host needs: on a GPU it would wait for all that is queued."""
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "equal",
+    "lift_fresh",
+}
+"""Operators whose result the host needs, or (lift_fresh) that send numbers from the host: a GPU would have to finish first."""
 
 
 class CountWaits(TorchDispatchMode):
@@ -42,11 +53,25 @@ class CountWaits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class RawPixels:
+    """A source whose patches are bytes, as those of files are."""
+
+    def __init__(self, source: RecordedSource) -> None:
+        self.source = source
+
+    def next(self) -> PatchBatch:
+        batch = self.source.next()
+        return replace(batch, patches=(40 * batch.patches + 128).clamp(0, 255).to(torch.uint8))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
 def waits_of_a_step(topology: Topology, run_dir: Path, layers: str, ask: bool) -> tuple[dict[str, int], int]:
     run = config(run_dir / f"rank{topology.rank}", layers, ParallelConfig(tensor=topology.tensor, precision="bf16"))
     Path(run.run_dir).mkdir()
     run = replace(run, log=replace(run.log, bank_every=0))  # a look at the banks may wait
-    with assemble(run, topology, {"image": noisy_classes(4, topology)}) as trainer:
+    with assemble(run, topology, {"image": RawPixels(noisy_classes(4, topology))}) as trainer:
         trainer.step()
         with CountWaits() as count:
             update = trainer._update
@@ -69,12 +94,17 @@ def waits_of_a_step(topology: Topology, run_dir: Path, layers: str, ask: bool) -
 def test_a_step_waits_nowhere_but_where_it_says(rank_pool: RankPool, tmp_path: Path, layers: str, tensor: int) -> None:
     """The one place where it does wait reads by `tolist`, which no operator shows; tests/gpu watches the real thing."""
     waits, operators = rank_pool.run(waits_of_a_step, world=tensor, tensor=tensor, args=(tmp_path, layers, False))[0]
+    # What ranks tell each other over gloo are host tensors: one number of each, and a batch's header within the tensor group.
+    assert waits.pop("lift_fresh") == tensor
     assert waits == {}
     assert operators > 500, "the step is seen"
 
 
 def test_a_wait_would_be_seen(rank_pool: RankPool, tmp_path: Path) -> None:
-    assert rank_pool.run(waits_of_a_step, world=1, args=(tmp_path, "sdpa", True))[0][0] == {"_local_scalar_dense": 1}
+    assert rank_pool.run(waits_of_a_step, world=1, args=(tmp_path, "sdpa", True))[0][0] == {
+        "_local_scalar_dense": 1,
+        "lift_fresh": 2,
+    }
 
 
 def compiled_and_not(topology: Topology, layers: str, recompute: bool) -> tuple[float, list[str], int]:
