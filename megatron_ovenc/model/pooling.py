@@ -38,7 +38,7 @@ class AttentionPool(torch.nn.Module):
         query_1D = F.linear(self.probe[None], weights[0], biases[0])
         keys_ND, values_ND = (F.linear(tokens_ND, weights[i], biases[i]) for i in (1, 2))
         query_BHd, key_NHd, value_NHd = (
-            x.unflatten(-1, (self.heads, -1)) for x in (query_1D.expand(len(segments.lengths), -1), keys_ND, values_ND)
+            x.unflatten(-1, (self.heads, -1)) for x in (query_1D.repeat(len(segments.lengths), 1), keys_ND, values_ND)
         )
         probes = Segments.single(len(segments.lengths), tokens_ND.device)
         pooled_BD = self.projection(attend(query_BHd, key_NHd, value_NHd, probes, segments).flatten(1))

@@ -2,11 +2,14 @@
 
 FP8 units: compute capability 8.9 (Ada) and later. Blockwise scaling: 9.0 and CUDA 12.9. MXFP8: 10.0 (data-centre Blackwell; 12.x
 has none in Transformer Engine). Source: transformer_engine/pytorch/fp8.py of version 2.8 (which of them it refuses where).
+
+    python -m megatron_ovenc.parallel.requirements      # do the packages installed here belong together? (end of the Dockerfile)
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -92,3 +95,34 @@ def _version(text: str) -> Version:
         return Version(text)
     except InvalidVersion:
         return Version("0")
+
+
+def image_problems(torch: str, cuda: str | None, transformer_engine: str | None, megatron: str) -> Iterator[str]:
+    """What keeps a set of versions from being a GPU image that can run every recipe."""
+    if _version(torch).release < (2, 10):
+        yield f"torch {torch} lacks torch.nn.attention.varlen; 2.10 has it"
+    if cuda is None or _version(cuda) < Version("12.9"):
+        yield f"torch was built with CUDA {cuda}; parallel.fp8.recipe=blockwise needs 12.9"
+    if transformer_engine is None or _version(transformer_engine) < OLDEST_TE:
+        yield f"Transformer Engine is {transformer_engine or 'missing'}; {OLDEST_TE} or later is needed"
+    if _version(megatron) < Version("0.16"):
+        yield f"megatron-core is {megatron}; 0.16 or later is needed"
+
+
+def main() -> None:
+    """Exit with what is wrong with the packages installed here, for a GPU."""
+    import torch
+
+    problems = list(
+        image_problems(
+            torch.__version__,
+            torch.version.cuda,
+            installed_transformer_engine(),
+            importlib.metadata.version("megatron-core"),
+        )
+    )
+    sys.exit("\n".join(problems) or None)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_ovenc.config import ConfigError, Fp8Config, ModelConfig, ParallelConfig, parse
 from megatron_ovenc.parallel.device import environment
-from megatron_ovenc.parallel.requirements import Environment, requirement_problems, resolve_recipe
+from megatron_ovenc.parallel.requirements import Environment, image_problems, requirement_problems, resolve_recipe
 from megatron_ovenc.train.preflight import check_run
 
 CPU = Environment(capability=None, cuda=None, transformer_engine=None)
@@ -66,6 +66,22 @@ def test_auto_is_what_the_gpu_does_best(capability: tuple[int, int], expected: s
     assert resolve_recipe("auto", capability) == expected
     assert resolve_recipe("delayed", capability) == "delayed"
     assert resolve_recipe(None, capability) is None
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        (("2.10.0a0+b4e4ee81d3.nv25.12", "13.1", "2.10.0+769ed77", "0.19.2"), None),
+        (("2.9.0", "13.0", "2.8.0", "0.19.2"), "torch 2.9.0 lacks torch.nn.attention.varlen"),
+        (("2.13.0+cpu", None, None, "0.16.1"), "built with CUDA None"),
+        (("2.13.0", "12.8", "2.8.0", "0.16.1"), "blockwise needs 12.9"),
+        (("2.13.0", "13.0", "2.2.0", "0.16.1"), "Transformer Engine is 2.2.0; 2.4 or later"),
+        (("2.13.0", "13.0", "2.8.0", "0.15.0"), "megatron-core is 0.15.0"),
+    ],
+)
+def test_versions_that_belong_together(versions: tuple[Any, Any, Any, Any], message: str | None) -> None:
+    problems = list(image_problems(*versions))
+    assert (problems == []) if message is None else any(message in problem for problem in problems)
 
 
 def test_te_without_gpu_is_one_clear_error_and_not_a_mock(tmp_path: Path) -> None:
