@@ -37,9 +37,8 @@ def transformer_config(
     fused rotation knows no angles per token. Weights are fp32 and left uninitialised: `parameters.py` fills them, independently
     of the layout.
     """
-    fuse_gelu = (
-        model.layers == "te" and model.gelu == "tanh"
-    )  # megatron-core's fused kernel is tanh, and goes by F.gelu
+    # megatron-core's fused GELU is the tanh approximation, and goes by the name of F.gelu.
+    fuse_gelu = model.layers == "te" and model.gelu == "tanh"
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,

@@ -24,7 +24,7 @@ from megatron_ovenc.config import (
     TrainConfig,
 )
 from megatron_ovenc.parallel.topology import Topology
-from megatron_ovenc.train.build import assemble
+from megatron_ovenc.train.build import assemble, describe_layers
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
 
@@ -124,3 +124,10 @@ def test_checkpoints_are_the_same_in_either_precision(
     assert as_before[1] == pytest.approx(as_other[1], rel=0.02)
     assert as_before[2] == as_other[2]
     assert not any("fp8" in name or "scale" in name or "extra" in name for name in as_other[2])
+
+
+def test_the_console_says_what_the_layers_come_to(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    told = describe_layers(config(tmp_path, "fp8_torch", ParallelConfig(precision="bf16")), cpu)
+    assert told == "layers fp8_torch, bf16, FP8 tensorwise; attention of ragged batches: blocks"
+    assert "fp32, FP8 off" in describe_layers(config(tmp_path, "sdpa", ParallelConfig()), cpu)
