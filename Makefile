@@ -1,15 +1,19 @@
 # Two commands set everything up on a fresh machine:
 #   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (10 to 13 minutes on 2 cores)
 #   make test    install into .venv, then run the tests on both supported majors of transformers
+# Two more want a GPU and the environment of the Dockerfile, and take under ten minutes each (docs/gpu.md):
+#   make gpu-check   does the GPU compute what the CPU computes?
+#   make gpu-bench   how fast does it train?
 
 PYTHON ?= python3
+GPU_PYTHON ?= python
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 # transformers 4.57 beside 5.x: only what differs, found through PYTHONPATH before the environment's own.
 TF4 := .cache/transformers4
 TF4_PACKAGES := "transformers==4.57.6" "huggingface-hub<1" "tokenizers>=0.22,<0.23" requests urllib3 charset-normalizer certifi
 
-.PHONY: demo test test-hf4 bench lint install schema clean
+.PHONY: demo test test-hf4 bench lint install schema clean gpu-check gpu-bench
 
 demo: $(VENV)/installed
 	$(RUN) python -m tools.demo --output output/demo
@@ -43,6 +47,13 @@ $(VENV)/installed: pyproject.toml constraints.txt setup.py $(wildcard codec/nati
 $(TF4)/installed: $(VENV)/installed
 	$(RUN) python -m pip install -q --no-deps --upgrade --target $(TF4) $(TF4_PACKAGES)
 	touch $@
+
+# In the environment at hand, not in .venv: that one is made for a CPU.
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check
+
+gpu-bench:
+	$(GPU_PYTHON) -m benchmarks.gpu_bench
 
 clean:
 	rm -rf $(VENV) .cache output build codec/*.so codec/*/*.so

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
+
+from megatron_ovenc.parallel.device import device_name
 
 
 def machine() -> str:
@@ -19,6 +23,27 @@ def machine() -> str:
         f"{names.get('model name', platform.machine())}, {os.cpu_count()} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What a GPU's table is worth nothing without: its name, driver, CUDA, and the packages that compute."""
+    driver = "none"
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    facts = {
+        "device": device_name(device) if device.type == "cuda" else machine(),
+        "driver": driver,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+    }
+    for package in ("megatron-core", "transformer-engine", "flash-attn", "triton"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
 
 
 class PeakMemory:

@@ -48,7 +48,7 @@ def initial_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     if config.model.init is not None:
         return read_weights(Path(config.model.init))
     with solo_topology() as topology:
-        encoder = Encoder(config.model, ParallelConfig(), topology)
+        encoder = Encoder(replace(config.model, layers="sdpa"), ParallelConfig(), topology)  # initial values are alike
         values = random_values(config.train.seed, config.model.init_std)
         fill_parameters(encoder, parameter_layouts(encoder, topology), topology, values)
         return config.model, to_published({name: p.detach() for name, p in encoder.named_parameters()}, config.model)

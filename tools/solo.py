@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,8 @@ def solo_topology() -> Iterator[Topology]:
 
 def build_encoder(model: ModelConfig, published: dict[str, torch.Tensor], source: str, topology: Topology) -> Encoder:
     """This project's encoder with published weights, unsharded, on the host."""
-    encoder = Encoder(model, ParallelConfig(), topology)
+    # Other layers hold the same weights, but want a GPU or round.
+    encoder = Encoder(replace(model, layers="sdpa"), ParallelConfig(), topology)
     layouts = parameter_layouts(encoder, topology)
     fill_parameters(encoder, layouts, topology, published_values(published, model, source))
     return encoder

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from megatron_ovenc.config.fp8_shapes import fp8_problems
 from megatron_ovenc.config.loader import ConfigError
 from megatron_ovenc.config.tree import LARGEST_LEARNED_SCALE, HeadConfig, RunConfig
 
@@ -52,6 +53,9 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
             yield f"model.{key}={getattr(model, key)} is not divisible by parallel.tensor={tensor}"
     if config.parallel.sequence_parallel and tensor == 1:
         yield "parallel.sequence_parallel needs parallel.tensor > 1: there is no group to split tokens over"
+    if config.parallel.compile and model.layers == "te":
+        yield "parallel.compile has no effect with model.layers=te, whose modules are fused kernels already; remove it"
+    yield from fp8_problems(model, config.parallel)
     if config.parallel.timeout_s <= 0:
         yield f"parallel.timeout_s={config.parallel.timeout_s} must be positive"
 

@@ -34,13 +34,28 @@ class ModelConfig:
     """`reference` reproduces released weights (not a true rotation); `rotation` is one, for models trained from scratch."""
     rope_theta: float = 10000.0
     """Base of the geometric series of rotary frequencies."""
-    layers: Literal["sdpa"] = "sdpa"
-    """Layer specification: which modules a block is built from."""
+    gelu: Literal["erf", "tanh"] = "erf"
+    """Activation of every MLP, the pooling head's included: `erf` is exact and that of released weights, `tanh` an approximation
+    that fused kernels know, for models trained from scratch."""
+    layers: Literal["sdpa", "te", "fp8_torch"] = "sdpa"
+    """What a block is built from; weights and checkpoints are the same. `sdpa`: torch, any device; `te`: Transformer Engine on a
+    GPU, bf16 or FP8 (parallel.fp8); `fp8_torch`: linear layers in FP8 by torch itself, any device."""
     init: str | None = None
     """Weights to start the encoder from: a Hugging Face directory, a checkpoint or run directory, or a reference .pt file;
     random when absent. A resumed run ignores it."""
     init_std: float = 0.02
     """Standard deviation of randomly initialised linear weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Config:
+    """Products of the blocks' linear layers in FP8. Patch embedding, attention, pooling head and banks never are."""
+
+    recipe: Literal["auto", "tensorwise", "delayed", "blockwise", "mxfp8"] | None = None
+    """How `model.layers=te` scales FP8 operands: absent, not at all (bf16); `auto`: mxfp8 on Blackwell, else tensorwise.
+    `fp8_torch` is tensorwise always, and needs no key."""
+    first_last_bf16: int = 0
+    """Number of first blocks, and as many last ones, that are left in parallel.precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +70,12 @@ class ParallelConfig:
     """Sharding of the encoder over the data group: 0 none, 2 gradients and optimizer, 3 also parameters between uses."""
     recompute: bool = False
     """Recompute each block in backward instead of keeping its activations."""
+    compile: bool = False
+    """Let torch.compile fuse what lies between a block's products and attention; the first steps take a minute longer."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the encoder's matrix work. Master weights, gradients' sums and moments are fp32 either way."""
+    fp8: Fp8Config = field(default_factory=Fp8Config)
+    """FP8 in the blocks, for the layers that can (model.layers)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; `auto` takes CUDA when a GPU is visible."""
     timeout_s: float = 600.0

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from megatron_ovenc.parallel.device import to_device
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
@@ -56,12 +58,12 @@ class PatchBatch:
         return self.patches.shape[0]
 
     def to(self, device: torch.device) -> PatchBatch:
-        """A copy whose tensors (all but cu_seqlens) are on `device`; asynchronous from pinned memory."""
+        """A copy whose tensors (all but cu_seqlens) are on `device`; the host does not wait for the copy."""
         return replace(
             self,
-            patches=self.patches.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
+            patches=to_device(self.patches, device),
+            positions=to_device(self.positions, device),
+            labels=to_device(self.labels, device),
         )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
@@ -22,10 +21,13 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.transformer_block import TransformerBlock
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
-from megatron_ovenc.model.layer_specs import LAYER_SPECS, Norm, transformer_config
+from megatron_ovenc.config.fp8_shapes import token_multiple
+from megatron_ovenc.model.attention import Packing, Segments
+from megatron_ovenc.model.layer_specs import BLOCK_SPECS, Norm, transformer_config
 from megatron_ovenc.model.patch_embedding import PatchEmbedding
 from megatron_ovenc.model.pooling import AttentionPool
 from megatron_ovenc.model.rope import rotary_angles
+from megatron_ovenc.parallel.device import compute_capability
 from megatron_ovenc.parallel.topology import Topology
 
 
@@ -46,17 +48,23 @@ class Encoder(torch.nn.Module):
         super().__init__()
         self.config = model
         self.sequence_parallel = parallel.sequence_parallel
+        self.token_multiple = token_multiple(model, parallel)
         self.tensor_group = topology.tensor_group
         groups = ProcessGroupCollection()
         groups.tp, groups.pp, groups.cp = topology.tensor_group, topology.self_group, topology.self_group
-        config = transformer_config(model, parallel)
+        config = transformer_config(model, parallel, compute_capability(topology.device))
         self.patch_embedding = PatchEmbedding(model.patch_size, model.hidden_size)
         self.pre_norm = Norm(config, model.hidden_size, model.norm_eps)
         self.block = TransformerBlock(
-            config, LAYER_SPECS[model.layers](parallel.recompute), post_layer_norm=False, pg_collection=groups
+            config, BLOCK_SPECS[model.layers](model, parallel), post_layer_norm=False, pg_collection=groups
         )
         self.post_norm = Norm(config, model.hidden_size, model.norm_eps)
         self.pool = AttentionPool(model)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile every block by itself, in place: names of parameters stay, and equal blocks share the code."""
+        for layer in self.block.layers:
+            layer.compile(backend=backend)
 
     def forward(self, patches: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> EncoderOutput:
         """Encode a packed batch.
@@ -67,20 +75,20 @@ class Encoder(torch.nn.Module):
             cu_seqlens: int32 [B + 1] on the host; sample b owns rows cu_seqlens[b]:cu_seqlens[b + 1].
         """
         assert cu_seqlens.device.type == "cpu", "cu_seqlens is a shape: it stays on the host"
-        tokens, lengths = patches.shape[0], cu_seqlens.diff().tolist()
+        tokens = patches.shape[0]
+        samples = segments = Segments.of(cu_seqlens, patches.device)
         hidden_ND = self.pre_norm(self.patch_embedding(patches))
         angles_Nd = rotary_angles(
             positions, self.config.hidden_size // self.config.num_heads, self.config.rope_theta, self.config.rope
         )
-        if self.sequence_parallel:
-            # Tokens are dealt out evenly; the few that are missing form a sample of their own, which nobody reads.
-            missing = -tokens % self.tensor_group.size()
+        if missing := -tokens % self.token_multiple:
+            # The few tokens that are missing form a sample of their own, which nobody reads.
             hidden_ND = torch.nn.functional.pad(hidden_ND, (0, 0, 0, missing))
             angles_Nd = torch.nn.functional.pad(angles_Nd, (0, 0, 0, missing))
-            if missing:
-                cu_seqlens = torch.cat([cu_seqlens, cu_seqlens.new_tensor([tokens + missing])])
+            segments = Segments.of(torch.cat([cu_seqlens, cu_seqlens.new_tensor([tokens + missing])]), patches.device)
+        if self.sequence_parallel:
             hidden_ND = scatter_to_sequence_parallel_region(hidden_ND, group=self.tensor_group)
-        packing = PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens)
+        packing = Packing(qkv_format="sbhd", segments=segments)
         hidden_ND = self.block(
             hidden_ND[:, None], attention_mask=None, rotary_pos_emb=angles_Nd[:, None, None], packed_seq_params=packing
         )[:, 0]
@@ -88,6 +96,6 @@ class Encoder(torch.nn.Module):
             # What follows is computed alike on every tensor rank, so backward takes a slice instead of a sum.
             hidden_ND = gather_from_sequence_parallel_region(
                 hidden_ND, tensor_parallel_output_grad=False, group=self.tensor_group
-            )[:tokens]
-        hidden_ND = self.post_norm(hidden_ND)
-        return EncoderOutput(last_hidden=hidden_ND, pooled=self.pool(hidden_ND, lengths).float())
+            )
+        hidden_ND = self.post_norm(hidden_ND[:tokens])
+        return EncoderOutput(last_hidden=hidden_ND, pooled=self.pool(hidden_ND, samples).float())

@@ -40,10 +40,30 @@ _SPLIT_AXIS = {
 """Tensor-parallel parameters of a block: column-parallel layers are cut by output, row-parallel ones by input."""
 
 
+_FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+"""Transformer Engine's names of norms that live in the linear layer behind them -> the names of all other layers."""
+
+
+def named_parameters(encoder: Encoder) -> dict[str, torch.nn.Parameter]:
+    """Parameters by the name that they have in checkpoints, whatever `model.layers` calls them.
+
+    Buffers and Transformer Engine's `_extra_state` are no parameters: nothing of FP8 is saved.
+    """
+    named = {}
+    for name, parameter in encoder.named_parameters():
+        for fused, apart in _FUSED_NORMS.items():
+            name = name.replace(fused, apart)
+        named[name] = parameter
+    return named
+
+
 def parameter_layouts(encoder: Encoder, topology: Topology) -> dict[str, ParameterLayout]:
     """Layout of every parameter, by name. Call before FSDP, while parameters have their tensor-parallel shape."""
     layouts = {}
-    for name, parameter in encoder.named_parameters():
+    for name, parameter in named_parameters(encoder).items():
         in_block = name.startswith("block.")
         axis = next((axis for end, axis in _SPLIT_AXIS.items() if in_block and name.endswith(end)), None)
         shape = list(parameter.shape)
@@ -63,7 +83,7 @@ def fill_parameters(
     value: Callable[[str, tuple[int, ...]], torch.Tensor],
 ) -> None:
     """Copy each rank's rectangle out of `value(name, global shape)` into the encoder's (unsharded) parameters."""
-    for name, parameter in encoder.named_parameters():
+    for name, parameter in named_parameters(encoder).items():
         layout = layouts[name]
         tensor = value(name, layout.global_shape)
         assert tuple(tensor.shape) == layout.global_shape, (name, tuple(tensor.shape), layout.global_shape)

@@ -13,9 +13,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class PatchEmbedding(torch.nn.Module):
     """Linear map of flattened patches without bias. Raw uint8 pixels are normalised here, so that 8 bits cross the bus."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, patch_size: int, hidden_size: int) -> None:
         super().__init__()
         self.pixels = patch_size * patch_size
+        # On the device with the weight: numbers sent from the host would make it wait for all that is queued.
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None], persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD)[:, None], persistent=False)
         self.weight = torch.nn.Parameter(torch.empty(hidden_size, 3 * self.pixels))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
@@ -28,6 +34,5 @@ class PatchEmbedding(torch.nn.Module):
             [N, D] in the weight's type.
         """
         if patches.dtype == torch.uint8:
-            mean, std = (torch.tensor(x, device=patches.device)[:, None] for x in (CLIP_MEAN, CLIP_STD))
-            patches = ((patches.float().unflatten(1, (3, self.pixels)) / 255 - mean) / std).flatten(1)
+            patches = ((patches.float().unflatten(1, (3, self.pixels)) / 255 - self.mean) / self.std).flatten(1)
         return F.linear(patches.to(self.weight.dtype), self.weight)

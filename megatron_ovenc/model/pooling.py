@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
 from megatron_ovenc.config import ModelConfig
-from megatron_ovenc.model.attention import attend
+from megatron_ovenc.model.attention import Segments, attend
 
 
 class AttentionPool(torch.nn.Module):
@@ -18,6 +16,7 @@ class AttentionPool(torch.nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_heads
+        self.gelu = {"erf": "none", "tanh": "tanh"}[config.gelu]
         self.probe = torch.nn.Parameter(torch.empty(width))
         self.query_key_value = torch.nn.Linear(width, 3 * width)
         self.projection = torch.nn.Linear(width, width)
@@ -25,12 +24,12 @@ class AttentionPool(torch.nn.Module):
         self.fc1 = torch.nn.Linear(width, config.ffn_size)
         self.fc2 = torch.nn.Linear(config.ffn_size, width)
 
-    def forward(self, tokens_ND: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def forward(self, tokens_ND: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Pool each sample's tokens.
 
         Args:
             tokens_ND: tokens of all samples, concatenated.
-            lengths: tokens of each sample.
+            segments: where samples lie among them.
 
         Returns:
             [B, D] embeddings.
@@ -39,7 +38,8 @@ class AttentionPool(torch.nn.Module):
         query_1D = F.linear(self.probe[None], weights[0], biases[0])
         keys_ND, values_ND = (F.linear(tokens_ND, weights[i], biases[i]) for i in (1, 2))
         query_BHd, key_NHd, value_NHd = (
-            x.unflatten(-1, (self.heads, -1)) for x in (query_1D.expand(len(lengths), -1), keys_ND, values_ND)
+            x.unflatten(-1, (self.heads, -1)) for x in (query_1D.repeat(len(segments.lengths), 1), keys_ND, values_ND)
         )
-        pooled_BD = self.projection(attend(query_BHd, key_NHd, value_NHd, [1] * len(lengths), lengths).flatten(1))
-        return pooled_BD + self.fc2(F.gelu(self.fc1(self.norm(pooled_BD))))
+        probes = Segments.single(len(segments.lengths), tokens_ND.device)
+        pooled_BD = self.projection(attend(query_BHd, key_NHd, value_NHd, probes, segments).flatten(1))
+        return pooled_BD + self.fc2(F.gelu(self.fc1(self.norm(pooled_BD)), approximate=self.gelu))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,11 +26,13 @@ _CONFIG_KEYS = {
     "rope_theta": "rope_theta",
 }
 """Key of the `model` section -> key of a published config.json."""
+_GELUS: dict[Literal["erf", "tanh"], str] = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+"""model.gelu -> `hidden_act`."""
 
 
 def to_published_config(model: ModelConfig) -> dict[str, Any]:
     """The published configuration's keys for this model."""
-    return {theirs: getattr(model, ours) for ours, theirs in _CONFIG_KEYS.items()}
+    return {theirs: getattr(model, ours) for ours, theirs in _CONFIG_KEYS.items()} | {"hidden_act": _GELUS[model.gelu]}
 
 
 def from_published_config(published: Mapping[str, Any], source: str) -> ModelConfig:
@@ -39,10 +41,17 @@ def from_published_config(published: Mapping[str, Any], source: str) -> ModelCon
     Raises:
         ConfigError: it describes something that this encoder is not.
     """
-    for key, only in (("hidden_act", "gelu"), ("use_head", True), ("num_channels", 3), ("attention_dropout", 0.0)):
+    for key, only in (("use_head", True), ("num_channels", 3), ("attention_dropout", 0.0)):
         if published.get(key, only) != only:
             raise ConfigError(f"{source} has {key}={published[key]}; this encoder supports {key}={only} only")
-    return ModelConfig(**{ours: published[theirs] for ours, theirs in _CONFIG_KEYS.items() if theirs in published})
+    activations = {theirs: ours for ours, theirs in _GELUS.items()}
+    activation = published.get("hidden_act", "gelu")
+    if activation not in activations:
+        raise ConfigError(
+            f"{source} has hidden_act={activation}; this encoder supports {' and '.join(activations)} only"
+        )
+    sizes = {ours: published[theirs] for ours, theirs in _CONFIG_KEYS.items() if theirs in published}
+    return ModelConfig(**sizes, gelu=activations[activation])
 
 
 _LAYER_NAMES = {

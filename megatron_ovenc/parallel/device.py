@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from megatron_ovenc.config import ConfigError
+from megatron_ovenc.parallel.requirements import Environment, installed_transformer_engine
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -53,6 +57,93 @@ def prepare_device(device: torch.device) -> None:
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
     parallel_state.destroy_global_memory_buffer()
     parallel_state._set_global_memory_buffer()
+
+
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """(major, minor) of a GPU; None for a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def environment(wanted: str) -> Environment:
+    """This machine's facts for `requirement_problems`, of its first GPU.
+
+    Args:
+        wanted: `auto`, `cpu` or `cuda` (parallel.device).
+    """
+    usable = wanted != "cpu" and torch.cuda.is_available()
+    return Environment(
+        capability=torch.cuda.get_device_capability(0) if usable else None,
+        cuda=torch.version.cuda,
+        transformer_engine=installed_transformer_engine(),
+    )
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on `device`. The host does not wait: to a GPU the copy is made from page-locked memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class PhaseTimer:
+    """Device time of the phases of a step, by CUDA events: the host never waits. On a CPU it measures nothing.
+
+    with timer.phase("forward"):
+        ...
+    seconds = timer.take()
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What is queued on the device inside belongs to phase `name`; a phase may come several times."""
+        if self._device.type != "cuda":
+            yield
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._spans.append((name, begin, end))
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase of what the device has finished since the last call; the rest is told by a later one."""
+        seconds: dict[str, float] = {}
+        finished = [span for span in self._spans if span[2].query()]
+        self._spans = [span for span in self._spans if span not in finished]
+        for name, begin, end in finished:
+            seconds[name] = seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
+        return seconds
+
+
+@contextmanager
+def refuse_synchronisation(device: torch.device) -> Iterator[None]:
+    """On a GPU, raise where the host waits for the device inside (torch.cuda.set_sync_debug_mode). For tests and checks."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was told. For benchmarks."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what this process holds on the device without using it. For benchmarks, between cases."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def memory_peak_bytes(device: torch.device) -> int:

@@ -7,17 +7,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from megatron_ovenc.concept_bank import BankOptimizer, ConceptBank
 from megatron_ovenc.config import ConfigError, RunConfig, dump
 from megatron_ovenc.data.errors import BadSampleLog
 from megatron_ovenc.data.loader import HeadLoader
+from megatron_ovenc.model.attention import available_kernels, choose_kernel
 from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values
 from megatron_ovenc.model.published import published_values
-from megatron_ovenc.parallel.device import choose_device, device_name, prepare_device
+from megatron_ovenc.parallel.device import choose_device, compute_capability, device_name, prepare_device
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
+from megatron_ovenc.parallel.requirements import resolve_recipe
 from megatron_ovenc.parallel.topology import Launch, Topology, build_topology, init_world
 from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_path, checkpoint_steps
 from megatron_ovenc.train.faults import StopSignals
@@ -36,8 +39,9 @@ def build_state(
     2. record how tensor parallelism cut each parameter
     3. fill with values that do not depend on the layout
     4. move to the device
-    5. shard over the data group
-    6. optimizer over the shards
+    5. compile blocks: after recomputation, which is part of a layer, and before sharding, whose hooks stay outside
+    6. shard over the data group
+    7. optimizer over the shards
     """
     encoder = Encoder(config.model, config.parallel, topology)
     layouts = parameter_layouts(encoder, topology)
@@ -48,6 +52,8 @@ def build_state(
         values = published_values(read_weights(Path(config.model.init))[1], config.model, config.model.init)
     fill_parameters(encoder, layouts, topology, values)
     encoder.to(topology.device)
+    if config.parallel.compile:
+        encoder.compile_blocks()
     sharding = ShardedEncoder(encoder, encoder.block.layers, topology, config.parallel.zero, config.parallel.precision)
     width, seed = config.model.hidden_size, config.train.seed
     sizes = {h.name: replace(h.bank, init=None) if resumed else h.bank for h in config.heads}
@@ -106,6 +112,17 @@ def resume(config: RunConfig, state: TrainState, checkpointer: Checkpointer, met
         )
 
 
+def describe_layers(config: RunConfig, device: torch.device) -> str:
+    """What `model.layers` and `parallel.fp8` come to on this device, for the console."""
+    model, parallel = config.model, config.parallel
+    recipe = resolve_recipe(parallel.fp8.recipe, compute_capability(device))
+    fp8 = "tensorwise" if model.layers == "fp8_torch" else recipe
+    dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+    kernel = choose_kernel(False, device.type, dtype, available_kernels())
+    attention = "Transformer Engine" if model.layers == "te" else kernel
+    return f"layers {model.layers}, {parallel.precision}, FP8 {fp8 or 'off'}; attention of ragged batches: {attention}"
+
+
 @contextmanager
 def assemble(
     config: RunConfig, topology: Topology, sources: Mapping[str, BatchSource] | None = None
@@ -138,6 +155,7 @@ def assemble(
         timeout_s = config.parallel.timeout_s
         checkpointer = Checkpointer(run_dir / "checkpoints", save.keep_last, save.asynchronous, dump(config), timeout_s)
         stack.callback(checkpointer.close)
+        metrics.say(describe_layers(config, topology.device))
         resume(config, state, checkpointer, metrics)
         stop = stack.enter_context(StopSignals())
         yield Trainer(config, state, sharding, checkpointer, metrics, stop)

@@ -50,6 +50,8 @@ class StepMetrics:
     """Peak memory of rank 0."""
     bad_samples: int
     """Samples replaced so far in this session, all ranks."""
+    phases: dict[str, float]
+    """Device seconds of this rank by phase (forward, bank, backward, optimizer) since the last step; on a GPU only."""
     banks: dict[str, float]
     """What a look at the banks found, by `<head>/<name>`; empty in steps without one."""
 
@@ -121,6 +123,8 @@ class MetricsWriter:
             "bad_samples": last.bad_samples,
             "skipped": sum(m.skipped for m in window),
         }
+        for name in sorted({name for metrics in window for name in metrics.phases}):
+            record[f"time/{name}_s"] = sum(m.phases.get(name, 0.0) for m in window) / len(window)
         if self._peak_flops:
             record["mfu"] = record["tflops"] * 1e12 / self._peak_flops
         # JSON has no NaN: a non-finite loss is written as null, and `skipped` says why.

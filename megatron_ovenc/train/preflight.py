@@ -12,10 +12,12 @@ from typing import Any
 from megatron_ovenc.concept_bank.centres import check_centres
 from megatron_ovenc.config import ConfigError, RunConfig, check, load
 from megatron_ovenc.data.check import check_source
+from megatron_ovenc.parallel.device import environment
+from megatron_ovenc.parallel.requirements import requirement_problems
 from megatron_ovenc.train.checkpoint import checkpoint_path, checkpoint_steps
 from megatron_ovenc.train.weights import read_model
 
-_SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "rope", "rope_theta")
+_SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "gelu", "rope", "rope_theta")
 """Keys of `model` by which weights fit or do not."""
 
 
@@ -26,6 +28,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
         ConfigError: with the key to change.
     """
     check(config, world_size)
+    if problems := list(requirement_problems(config.model, config.parallel, environment(config.parallel.device))):
+        raise ConfigError("this machine cannot run the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
     for head in config.heads:
         try:
             check_source(head, patch_size=config.model.patch_size)

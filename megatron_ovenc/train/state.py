@@ -13,7 +13,7 @@ from megatron_ovenc.concept_bank import BankOptimizer, ConceptBank
 from megatron_ovenc.config import OptimizerConfig
 from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.model.encoder import Encoder
-from megatron_ovenc.model.parameters import ParameterLayout
+from megatron_ovenc.model.parameters import ParameterLayout, named_parameters
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.parallel.topology import Topology
@@ -110,7 +110,7 @@ class TrainState:
         """All tensors of a checkpoint, by name, as this rank's rectangles of global tensors, every bank row up to date."""
         self.bank_optimizer.settle()
         named = {}
-        for name, parameter in self.encoder.named_parameters():
+        for name, parameter in named_parameters(self.encoder).items():
             state = self.encoder_optimizer.adamw.state[parameter]
             named[f"encoder.{name}"] = self._rectangle(name, parameter)
             for moment in ("exp_avg", "exp_avg_sq"):

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from megatron_ovenc.config import HeadConfig, RunConfig
 from megatron_ovenc.model.flops import training_flops
-from megatron_ovenc.parallel.device import memory_peak_bytes
+from megatron_ovenc.model.parameters import named_parameters
+from megatron_ovenc.parallel.device import PhaseTimer, memory_peak_bytes
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.gradients import global_norm, scale_gradients, sum_partial_gradients
 from megatron_ovenc.train.bank_watch import BankWatch
@@ -68,9 +69,10 @@ class Trainer:
             head.name: BatchStream(source=state.sources[head.name], topology=state.topology) for head in config.heads
         }
         self.watch = BankWatch(Path(config.run_dir), config.log.bank_every, metrics.say)
+        self.timer = PhaseTimer(state.topology.device)
         self._saved_step = state.step or None  # a resumed state is on disk already
         self._skipped_in_a_row = 0
-        self._parameters = dict(state.encoder.named_parameters())
+        self._parameters = named_parameters(state.encoder)
         self._partial = [p for n, p in self._parameters.items() if state.layouts[n].partial_gradient]
         self._tensor_parallel = {n for n, layout in state.layouts.items() if layout.split_axis is not None}
 
@@ -93,7 +95,7 @@ class Trainer:
     def step(self) -> bool:
         """One optimizer step. Returns whether any rank has been told to stop."""
         started = time.monotonic()
-        state, optimizer = self.state, self.config.optimizer
+        state = self.state
         lr = self.schedule(state.step)
         state.bank_optimizer.begin(state.step)
         losses, consumed = self._forward_backward()
@@ -106,11 +108,8 @@ class Trainer:
         numbers = torch.cat([losses, encoder_norm[None], bank_norms]).tolist()
         totals = self._agree(consumed, finite=all(abs(x) < float("inf") for x in numbers))
         if totals["not_finite"] == 0:
-            if optimizer.clip_norm > 0:
-                scale_gradients(self._parameters.values(), encoder_norm, optimizer.clip_norm)
-                state.bank_optimizer.clip(bank_norms, optimizer.clip_norm)
-            state.encoder_optimizer.step(lr)
-            state.bank_optimizer.step(lr)
+            with self.timer.phase("optimizer"):
+                self._update(lr, encoder_norm, bank_norms)
         state.encoder_optimizer.zero_grad()
         state.bank_optimizer.zero_grad()
         state.step += 1
@@ -129,11 +128,21 @@ class Trainer:
                 seconds=time.monotonic() - started - consumed.looking_s,
                 memory_bytes=memory_peak_bytes(self.topology.device),
                 bad_samples=int(totals["bad_samples"]),
+                phases=self.timer.take(),
                 banks=consumed.banks,
             )
         )
         self._count_skipped(totals["not_finite"] > 0)
         return totals["stop"] > 0
+
+    def _update(self, lr: float, encoder_norm: torch.Tensor, bank_norms: torch.Tensor) -> None:
+        """Clip, and let the optimizers step."""
+        state, clip_norm = self.state, self.config.optimizer.clip_norm
+        if clip_norm > 0:
+            scale_gradients(self._parameters.values(), encoder_norm, clip_norm)
+            state.bank_optimizer.clip(bank_norms, clip_norm)
+        state.encoder_optimizer.step(lr)
+        state.bank_optimizer.step(lr)
 
     def save(self, final: bool = False) -> None:
         """Checkpoint the state unless this step already is; a final save waits until it is on disk.
@@ -172,9 +181,12 @@ class Trainer:
             for index, head in enumerate(heads):
                 batch = self.streams[head.name].next()
                 self.sharding.set_last_backward(micro == accumulation - 1 and index == len(heads) - 1)
-                embeddings = state.encoder(batch.patches, batch.positions, batch.cu_seqlens).pooled
-                loss = self._loss(head, embeddings, batch.labels, micro)
-                (loss * (head.loss_weight / accumulation)).backward()
+                with self.timer.phase("forward"):
+                    embeddings = state.encoder(batch.patches, batch.positions, batch.cu_seqlens).pooled
+                with self.timer.phase("bank"):
+                    loss = self._loss(head, embeddings, batch.labels, micro)
+                with self.timer.phase("backward"):
+                    (loss * (head.loss_weight / accumulation)).backward()
                 losses[index] += loss.detach() / accumulation
                 consumed.samples += batch.size
                 consumed.tokens += batch.tokens

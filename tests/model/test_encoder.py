@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,32 +16,10 @@ from megatron_ovenc.model.published import published_values, to_published
 from megatron_ovenc.model.rope import rotary_angles
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.weights import read_model, read_weights
+from tests.model.golden import CASES, golden_batch
 from tests.rank_pool import RankPool
 
 TOLERANCE = 1e-5
-CASES = ("image", "image_native", "video", "codec")
-
-
-def golden_batch(
-    cases: Mapping[str, torch.Tensor], case: str, patch: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A recorded input as packed patches, positions and lengths."""
-    pixels = cases[f"{case}.pixel_values"]
-    if pixels.dim() == 4:
-        pixels = pixels[:, :, None]
-    batch, _, frames, height, width = pixels.shape
-    rows, cols = height // patch, width // patch
-    cut = pixels.unflatten(-1, (cols, patch)).unflatten(-3, (rows, patch)).permute(0, 2, 3, 5, 1, 4, 6)
-    patches = cut.flatten(4).flatten(1, 3)  # [B, frames * rows * cols, 3 * patch^2]
-    positions = torch.cartesian_prod(*(torch.arange(n) for n in (frames, rows, cols))).expand(batch, -1, -1)
-    if f"{case}.patch_positions" in cases:
-        positions = cases[f"{case}.patch_positions"]
-    if f"{case}.visible_indices" in cases:
-        visible = cases[f"{case}.visible_indices"].long()[..., None]
-        patches = patches.gather(1, visible.expand(-1, -1, patches.shape[2]))
-        positions = positions.gather(1, visible.expand(-1, -1, 3))
-    lengths = torch.arange(batch + 1, dtype=torch.int32) * patches.shape[1]
-    return patches.flatten(0, 1), positions.flatten(0, 1), lengths
 
 
 def golden_encoder(topology: Topology, golden: Path, parallel: ParallelConfig) -> Encoder:
