@@ -95,6 +95,19 @@ def test_past_future_and_both_equal_the_restatement(shape: tuple[int, int], reac
     np.testing.assert_allclose(motion, (from_past + from_future) / count, atol=1e-5)
 
 
+@pytest.mark.parametrize("vector", [(2, 2), (2, 1), (3, 2), (1, 2), (2, 3)])
+def test_filters_do_not_overflow_where_taps_and_pixels_conspire(vector: tuple[int, int]) -> None:
+    """Pixels that are white where a tap is positive and black where it is negative, in both directions."""
+    shape = (48, 96)
+    signs = np.array([1, 0, 1, 1, 0, 1])
+    tile = np.where(signs[:, None] == signs, 255, 0).astype(np.uint8)
+    picture, before = texture(*shape), np.tile(tile, (8, 16))
+    vectors = dict.fromkeys(quarters(shape), vector)
+    _, found = motion_and_residual(picture, [Reference(luma=before, distance=1)], [], records(shape, vectors, -1))
+    prediction = interpolation.predict(interpolation.reference(before), field(shape, vectors))
+    np.testing.assert_allclose(found, residual(picture, prediction), rtol=1e-6)
+
+
 def test_the_reference_that_fits_is_found_and_the_motion_is_per_frame() -> None:
     scene = texture(160, 180)
     shift = 12
