@@ -6,13 +6,18 @@ reference and an unweighted average are what the encoder used, and the place it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
-from codec._compensate import describe
 from codec.source import Luma
-from codec.types import cell_grid
+from codec.types import cell_grid, not_compiled
+
+try:
+    from codec import _compensate
+except ImportError:  # a checkout that was never built
+    _compensate = None  # type: ignore[assignment]
 
 GOOD_FIT = 2.0
 """Grey levels: a block that its nearest reference predicts this well is not compared with any other."""
@@ -21,6 +26,18 @@ ADVANTAGE = 0.9
 
 RECORD_BYTES = 40
 """Size of FFmpeg's AVMotionVector."""
+
+
+def core() -> ModuleType:
+    """The compiled core.
+
+    Raises:
+        UnsupportedStream: it was not built.
+    """
+    if _compensate is None:
+        raise not_compiled("the H.264 reader")
+    return _compensate
+
 
 _NO_VECTORS = np.zeros((0, RECORD_BYTES), np.uint8)
 
@@ -48,7 +65,7 @@ def motion_and_residual(
     rows, cols = cell_grid(*picture.shape)
     motion = np.empty((rows, cols, 2), np.float32)
     residual = np.empty((rows, cols), np.float32)
-    describe(
+    core().describe(
         picture,
         [reference.luma for reference in past],
         [reference.distance for reference in past],

@@ -39,7 +39,7 @@ import numpy.typing as npt
 from av.codec.context import Flags2
 from av.sidedata.sidedata import SideDataContainer
 
-from codec.compensate import RECORD_BYTES, Reference, motion_and_residual
+from codec.compensate import RECORD_BYTES, Reference, core, motion_and_residual
 from codec.h264_headers import HeaderReader, PictureHeader
 from codec.source import Clip, Luma, Picture, frame_signals, frame_type, luma, pictures
 from codec.types import FrameSignals, FrameType, cell_grid
@@ -70,8 +70,10 @@ def read(clip: Clip) -> Iterator[tuple[av.VideoFrame, FrameSignals]]:
     """Frames and signals of an H.264 clip, in display order.
 
     Raises:
+        UnsupportedStream: the compiled core was not built.
         CodecError: as `source.pictures`.
     """
+    core()
     context = clip.stream.codec_context
     context.flags2 |= Flags2.export_mvs
     headers = HeaderReader(context.extradata or b"")

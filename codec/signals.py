@@ -13,10 +13,9 @@ from typing import TypeAlias, TypeVar
 import av
 
 from codec import estimate, h264
-from codec.hevc import UnsupportedStream
 from codec.hevc import reader as hevc
 from codec.source import Clip, open_clip
-from codec.types import FrameSignals, Source
+from codec.types import FrameSignals, Source, UnsupportedStream
 
 Reader: TypeAlias = Callable[[Clip], Iterator[tuple[av.VideoFrame, FrameSignals]]]
 T = TypeVar("T")
@@ -34,8 +33,8 @@ def decode(source: Source, *, name: str | None = None) -> Generator[tuple[av.Vid
 
     Yields:
         Each frame with its signals, in display order. H.264 and HEVC are read from the bitstream (`codec.h264`, `codec.hevc`); of
-        other codecs the signals are measured on the decoded luma and marked `estimated` (`codec.estimate`). So are those of an
-        HEVC clip that the reader does not support, after a warning that names the clip and the feature.
+        other codecs the signals are measured on the decoded luma and marked `estimated` (`codec.estimate`). So are those of a
+        clip that its reader does not support, after a warning that names the clip and the feature.
 
     Raises:
         CodecError: the clip cannot be opened; or it is damaged or cut off, after its sound frames have been yielded.

@@ -23,6 +23,17 @@ class CodecError(ValueError):
     """A clip or a sidecar that cannot be read: the message names it and says why."""
 
 
+class UnsupportedStream(CodecError):
+    """A stream with a feature that its bitstream reader does not have, or a reader whose compiled core was not built."""
+
+
+def not_compiled(what: str) -> UnsupportedStream:
+    """The error of a checkout whose C++ parts were never built."""
+    return UnsupportedStream(
+        f"{what} is not compiled: install a C++ compiler (g++) and run `pip install -e .` in the checkout again"
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSignals:
     """What an encoder said about one frame: how things moved, what motion could not explain, and what it cost."""

@@ -9,6 +9,7 @@ HEVC clip. What it does not support (4:2:2, 4:4:4, more than 10 bits, range, mul
 `UnsupportedStream`.
 """
 
-from codec.hevc.parser import INTER, INTRA, SKIPPED, HevcFrame, UnsupportedStream, frames
+from codec.hevc.parser import INTER, INTRA, SKIPPED, HevcFrame, frames
+from codec.types import UnsupportedStream
 
 __all__ = ["INTER", "INTRA", "SKIPPED", "HevcFrame", "UnsupportedStream", "frames"]

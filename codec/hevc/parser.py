@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.source import Clip, open_clip, packets
-from codec.types import CodecError, FrameType, Source
+from codec.types import CodecError, FrameType, Source, UnsupportedStream, not_compiled
 
 try:
     from codec.hevc import _hevc
@@ -22,10 +22,6 @@ INTRA, INTER, SKIPPED = 1, 2, 3
 
 _REMEMBERED = 64
 """Packets whose pictures are waited for: more than the 16 that H.265 lets a decoder hold back. Some are never shown."""
-
-
-class UnsupportedStream(CodecError):
-    """An HEVC stream with a feature that the reader does not have, or no compiled reader at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -168,9 +164,7 @@ def core() -> ModuleType:
         UnsupportedStream: it was not built.
     """
     if _hevc is None:
-        raise UnsupportedStream(
-            "the HEVC reader is not compiled: install a C++ compiler (g++) and run `pip install -e .` in the checkout again"
-        )
+        raise not_compiled("the HEVC reader")
     return _hevc
 
 

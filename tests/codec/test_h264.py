@@ -194,3 +194,12 @@ def assert_same_fields(one: FrameSignals, other: FrameSignals) -> None:
     assert (one.index, one.type, one.key_frame) == (other.index, other.type, other.key_frame)
     assert np.array_equal(one.motion, other.motion)
     assert np.array_equal(one.residual, other.residual)
+
+
+def test_without_the_compiled_core_signals_are_estimated_and_the_remedy_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codec.compensate._compensate", None)
+    frames, _ = moving_square(5, (64, 64), (2, 1), start=(16, 16))
+    with pytest.warns(UserWarning, match="H.264 reader is not compiled: install a C\\+\\+ compiler"):
+        found = list(codec.signals(encode(frames)))
+    assert len(found) == 5
+    assert all(frame.estimated for frame in found)
