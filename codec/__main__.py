@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"codec: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("codec: stopped; what is finished stays, and the same call goes on from there", file=sys.stderr)
+        return 130
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -51,6 +54,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"-o {options.output} is a file; name a directory")
     if options.processes < 1:
         raise ValueError(f"--processes {options.processes} must be at least 1")
     tasks = analyze.find_tasks(options.inputs, options.output)
@@ -97,6 +102,7 @@ def _select(options: argparse.Namespace) -> int:
         "frame_types": sidecar.frame_types,
         "selected_per_frame": per_frame.tolist(),
     }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     np.save(options.output, positions)
     options.output.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     whole = int((per_frame == maps[0].size).sum())
@@ -118,6 +124,8 @@ def _render(options: argparse.Namespace) -> int:
     container = options.output.suffix.removeprefix(".").lower()
     if container not in ("gif", "mp4"):
         raise ValueError(f"{options.output} must end in .gif or .mp4")
+    if options.output.exists() and options.output.samefile(options.clip):
+        raise ValueError(f"-o {options.output} is the clip itself; choose another name")
     data = render(
         options.clip,
         budget=options.budget,
@@ -128,6 +136,7 @@ def _render(options: argparse.Namespace) -> int:
         virtual_frames=options.frames,
         container=container,
     )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(data)
     return 0
 
@@ -136,6 +145,8 @@ def _bench(options: argparse.Namespace) -> int:
     # Imported here: it brings encoders and child processes that no other command needs.
     from codec.bench import report
 
+    if missing := [clip for clip in options.clips if not clip.is_file()]:
+        raise ValueError(f"{missing[0]}: there is no such file")
     lines = (
         report.usefulness(options.seeds, _errors)
         if options.saliency

@@ -8,15 +8,15 @@ read is listed and does not stop the rest.
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from codec.processes import process_pool
 from codec.saliency import SaliencyConfig, patch_grid
 from codec.sample import frame_indices
 from codec.sidecar import Sidecar, analyse, dumps, loads
@@ -87,7 +87,8 @@ def find_tasks(inputs: Sequence[Path], directory: Path | None) -> list[Task]:
         other = seen.setdefault(task.output, task)
         if other is not task:
             raise ValueError(
-                f"{other.name} and {task.name} would both have their sidecar in {task.output}: rename one, or use -o"
+                f"{other.name} and {task.name} would both have their sidecar in {task.output}: "
+                + ("name it once" if other.name == task.name else "rename one, or analyse them apart with another -o")
             )
     return sorted(tasks, key=lambda task: task.name)
 
@@ -96,17 +97,21 @@ def run(tasks: Sequence[Task], settings: Settings, processes: int) -> Iterator[R
     """Do the tasks, in whatever order they finish. A clip that kills its process counts as failed."""
     left = {task.name: task for task in tasks}
     try:
-        with _pool(processes) as pool:
+        pool = process_pool(processes)
+        try:
             futures: list[Future[Result]] = [pool.submit(do, task, settings) for task in tasks]
             for future in as_completed(futures):
                 result = future.result()
                 del left[result.task.name]
                 yield result
+        finally:
+            # Whoever stops early waits for the clips at hand, not for all that were asked for.
+            pool.shutdown(cancel_futures=True)
     except BrokenProcessPool:
         # Which one it was is not known: one at a time, it will show.
         for task in left.values():
             try:
-                with _pool(1) as pool:
+                with process_pool(1) as pool:
                     yield pool.submit(do, task, settings).result()
             except BrokenProcessPool:
                 yield Result(task=task, outcome="failed", reason="it kills the process that reads it")
@@ -185,7 +190,3 @@ def _members(path: Path, folder: Path) -> Iterator[Task]:
                 )
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path}: not a readable uncompressed tar: {error}") from error
-
-
-def _pool(processes: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))

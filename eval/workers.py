@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from typing import TypeVar
 
+from codec.processes import process_pool
 from megatron_ovenc.data.errors import BadSample
 
 T = TypeVar("T")
@@ -37,7 +34,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
             yield _attempt(function, item)
         return
     upcoming = iter(items)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    pool = process_pool(workers)
     try:
         waiting: deque[Future[R | BadSample]] = deque()
         for item in islice(upcoming, AHEAD * workers):
@@ -50,18 +47,6 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
     finally:
         # A caller that stops early does not wait for what it will not take.
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its pool, whose processes would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempt(function: Callable[[T], R], item: T) -> R | BadSample:

@@ -85,7 +85,9 @@ def read_records(path: Path) -> Iterator[tuple[str, list[str]]]:
     Raises:
         ValueError: a line is no such record; names the line.
     """
-    with path.open(encoding="utf-8") as file:
+    if not path.is_file():
+        raise ValueError(f"--tags {path}: there is no such file")
+    with path.open("rb") as file:
         for place, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
@@ -96,7 +98,8 @@ def read_records(path: Path) -> Iterator[tuple[str, list[str]]]:
                 raise ValueError(
                     f'{path}, line {place}: {error}; give {{"id": key of the sample, "tags": [...]}}'
                 ) from error
-            yield str(name), list(dict.fromkeys(map(str, tags)))
+            # Nothing, or blanks, is no word.
+            yield str(name), [tag for tag in dict.fromkeys(map(str, tags)) if tag.strip()]
 
 
 def _field(record: Any, names: Sequence[str]) -> Any:

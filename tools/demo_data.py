@@ -18,11 +18,9 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +30,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageDraw
 from rich.progress import track
 
+from codec.processes import process_pool
 from megatron_ovenc.data.order import generator
 
 MOTIONS = ("across", "upright", "falling", "rising", "circling", "pulsing", "turning", "resting")
@@ -104,7 +103,7 @@ def render(output: Path, *, clips: int, images: int, seed: int, workers: int) ->
     ]
     for directory in {path.parent for path, *_ in jobs}:
         directory.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         for _ in track(pool.map(_render_one, jobs, chunksize=4), "rendering", total=len(jobs)):
             pass
 

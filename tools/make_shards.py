@@ -30,11 +30,9 @@ import sys
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -43,6 +41,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import codec
+from codec.processes import process_pool
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, SIDECAR_EXTENSION, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import image_pixels
@@ -158,7 +157,7 @@ def _prepare_all(
         return
     done = 0
     try:
-        with _processes(workers) as pool:
+        with process_pool(workers) as pool:
             for result in pool.map(prepare, items, chunksize=_CHUNK):
                 yield result
                 done += 1
@@ -172,17 +171,13 @@ def _prepare_singly(
     """One at a time, so that it is known which of them kills its process."""
     remaining = deque(items)
     while remaining:
-        with _processes(1) as pool:
+        with process_pool(1) as pool:
             try:
                 while remaining:
                     yield pool.submit(prepare, remaining[0]).result()
                     remaining.popleft()
             except BrokenProcessPool:
                 yield LeftOut(path=remaining.popleft().path, reason="it kills the process that reads it")
-
-
-def _processes(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def _prepare(item: Item, packing: Packing) -> bytes | LeftOut | None:

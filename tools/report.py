@@ -37,9 +37,17 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break  # the run was killed as it wrote, or is writing
+            raise ValueError(f"{path}, line {number}, is damaged: {error}") from error
     if not records:
         raise ValueError(f"{path} is empty: the run took no step")
     by_step = {record["step"]: record for record in records}
@@ -136,8 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         facts = json.loads(options.facts.read_text()) if options.facts else {}
+        if not isinstance(facts, dict):
+            raise ValueError(f"--facts {options.facts} holds no JSON object")
+        if other := [path for path in options.picture if path.suffix.lower() not in (".png", ".gif")]:
+            raise ValueError(f"--picture {other[0]} is neither .png nor .gif")
         records = read_metrics(options.run)
         banks = bank_figures(options.run, records)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(page(str(options.run), records, facts, options.picture, banks))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -26,8 +26,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from megatron_ovenc.concept_bank.files import DTYPES, INDEX, BankFileError, StoredBank, open_bank
-from tools.bank.bank_writer import write_bank
+from tools.bank.bank_writer import Format, write_bank
 from tools.bank.checkpoint_bank import CheckpointBank
+
+FORMATS: tuple[Format, ...] = ("safetensors", "npy", "pt")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bank,
                 Path(options.output),
                 shards=options.shards,
-                form=options.format,
+                form=options.format or _format_of(options.output),
                 dtype=options.dtype or bank.dtype,
                 provenance=(*(bank.provenance if isinstance(bank, StoredBank) else ()), made_by),
                 on_rows=lambda rows: progress.advance(task, rows),
@@ -58,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _format_of(output: str) -> Format:
+    return next((form for form in FORMATS if Path(output).suffix == f".{form}"), FORMATS[0])
 
 
 def _open(source: str, head: str | None) -> StoredBank | CheckpointBank:
@@ -94,7 +100,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--head", help="whose bank, of a checkpoint that has several")
     parser.add_argument("--output", required=True, metavar="PATH", help="file, pattern of parts, or directory")
     parser.add_argument("--shards", type=_positive, default=1, metavar="N", help="files that hold rows")
-    parser.add_argument("--format", choices=("safetensors", "npy", "pt"), default="safetensors", help="of these files")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="of these files; default: --output's suffix, else safetensors"
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="convert the rows; default: as they are stored")
     return parser.parse_args(arguments)
 

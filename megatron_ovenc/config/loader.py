@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def _override(root: yaml.MappingNode, override: str) -> None:
             _mark(child, override)
         if child is None:
             raise ConfigError(
-                f"--set {override}: `{'.'.join(parents[: depth + 1])}` names nothing in the configuration"
+                f"--set {override}: `{'.'.join(parents[: depth + 1])}` names nothing in the configuration; it knows {_names(node)}"
             )
         node = child
     if isinstance(node, yaml.SequenceNode):
@@ -212,9 +213,22 @@ class _Builder:
         if hint is str:
             return text
         try:
-            return int(text.replace("_", "")) if hint is int else float(text)
+            number = int(text.replace("_", "")) if hint is int else float(text)
         except ValueError:
-            self.fail(node, path, f"is {text!r}; it must be {'a whole number' if hint is int else 'a number'}")
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        self.fail(node, path, f"is {text!r}; it must be {'a whole number' if hint is int else 'a finite number'}")
+
+
+def _names(node: yaml.Node) -> str:
+    """What an entry of a list can be called: its number, or its `name`."""
+    assert isinstance(node, yaml.SequenceNode)
+    names = (_child(item, "name") for item in node.value)
+    return (
+        ", ".join(f"{place}" + (f" ({name.value})" if name is not None else "") for place, name in enumerate(names))
+        or "none"
+    )
 
 
 def _nearest(word: str, candidates: typing.Iterable[Any]) -> str:

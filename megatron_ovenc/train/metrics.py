@@ -71,7 +71,9 @@ class MetricsWriter:
         if not enabled:
             return
         self.console = Console(soft_wrap=True, highlight=False)
-        self._lines = (run_dir / "metrics.jsonl").open("a", buffering=1)
+        path = run_dir / "metrics.jsonl"
+        _cut_torn_line(path)
+        self._lines = path.open("a", buffering=1)
         self._board = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -153,3 +155,10 @@ class MetricsWriter:
         if record["skipped"]:
             parts.append(f"SKIPPED {record['skipped']} non-finite")
         return " | ".join(parts)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Take off a last line that a killed run did not finish: the next one would be glued to it."""
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

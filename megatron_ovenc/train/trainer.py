@@ -72,6 +72,7 @@ class Trainer:
         self.timer = PhaseTimer(state.topology.device)
         self._saved_step = state.step or None  # a resumed state is on disk already
         self._skipped_in_a_row = 0
+        self._first_step = state.step
         self._parameters = named_parameters(state.encoder)
         self._partial = [p for n, p in self._parameters.items() if state.layouts[n].partial_gradient]
         self._tensor_parallel = {n for n, layout in state.layouts.items() if layout.split_axis is not None}
@@ -90,6 +91,11 @@ class Trainer:
             if self.state.step % config.checkpoint.every == 0:
                 self.save()
         self.save(final=True)
+        if self._skipped_in_a_row and self._skipped_in_a_row == self.state.step - self._first_step:
+            raise TrainingError(
+                f"none of the {self._skipped_in_a_row} steps of this session had a finite loss and gradient: nothing was learned; "
+                "look at the initial weights and centres, the samples, and optimizer.lr"
+            )
         return "finished" if self.state.step >= config.train.steps else "stopped"
 
     def step(self) -> bool:

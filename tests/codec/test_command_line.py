@@ -2,13 +2,17 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -189,11 +193,13 @@ def test_select_writes_positions_and_a_summary(tmp_path: Path, clip_path: Path) 
         (["render", "{clip}", "-o", "{folder}/x.gif", "--budget", "0%"], "0.0%"),
         (["render", "{clip}", "-o", "{folder}/x.png"], "must end in .gif or .mp4"),
         (["select", "{clip}", "-o", "{folder}/x.npy", "--frames", "0"], "virtual_frames=0"),
-        (["select", "{clip}", "-o", "{folder}/none/x.npy"], "No such file"),
+        (["select", "{clip}", "-o", "{clip}/x.npy"], "clip.mp4"),
         (["select", "{folder}/none.saliency", "-o", "{folder}/x.npy"], "No such file"),
         (["analyze", "{folder}"], "there is no clip"),
         (["analyze", "{clip}", "--processes", "0"], "--processes 0"),
-        (["analyze", "{clip}", "{clip}"], "would both"),
+        (["analyze", "{clip}", "{clip}"], "name it once"),
+        (["analyze", "{clip}", "-o", "{broken}"], "is a file; name a directory"),
+        (["bench", "{folder}/none.mp4"], "none.mp4: there is no such file"),
         (["bench", "--saliency", "--seeds", "0"], "--seeds 0"),
     ],
 )
@@ -230,3 +236,37 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "empty.mp4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_no_process_outlives_analyze(tmp_path: Path, clip_path: Path, sent: signal.Signals, code: int) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(400):
+        os.link(clip_path, folder / f"{number:03d}.mp4")
+    command = [sys.executable, "-m", "codec", "analyze", str(folder), "-o", str(tmp_path / "out"), "--processes", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(sent)
+    assert process.stderr is not None
+    told = process.stderr.read()  # ends when nobody holds the pipe any more
+    assert process.wait(timeout=30) == code
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert len(list((tmp_path / "out").glob("*"))) < 400
+    if sent == signal.SIGINT:
+        assert "Traceback" not in told
+        assert "codec: stopped" in told
+
+
+def test_render_does_not_write_over_its_clip(
+    tmp_path: Path, clip_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "clip.mp4"
+    copy.write_bytes(clip_path.read_bytes())
+    assert main(["render", str(copy), "-o", str(tmp_path / "." / "clip.mp4")]) == 2
+    assert "is the clip itself" in capsys.readouterr().err
+    assert copy.read_bytes() == clip_path.read_bytes()

@@ -257,7 +257,7 @@ def test_files_are_readable_by_others(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "more", "message"),
     [
-        ("new.npy", (), "must have the suffix .safetensors or no suffix"),
+        ("new.npy", ("--format", "safetensors"), "must have the suffix .safetensors or no suffix"),
         ("new.npy", ("--format", "npy", "--shards", "2"), "give a pattern such as new_%03d.npy"),
         ("bank.safetensors", (), "is there already"),
         ("p_%03d.npy", ("--format", "npy", "--shards", "2"), "p_000.npy is there already"),

@@ -74,6 +74,8 @@ def test_overrides() -> None:
         (TEXT, ["heads.audio.loss_weight=3"], r"`heads.audio` names nothing"),
         (TEXT, ["train.steps"], r"expected key=value"),
         (TEXT, ["data.workers=yes please"], r"--set data.workers.*'yes please'; it must be a whole number"),
+        (TEXT, ["optimizer.lr=nan"], r"`optimizer.lr` is 'nan'; it must be a finite number"),
+        (TEXT, ["optimizer.lr=.inf"], r"`optimizer.lr` is '.inf'; it must be a finite number"),
         (TEXT, ["parallel.zero=1"], r"`parallel.zero` is '1'; it must be one of 0, 2, 3"),
         (TEXT, ["log.tensorboard=1"], r"`log.tensorboard` is '1'; it must be true or false"),
     ],

@@ -126,3 +126,17 @@ def test_a_key_of_two_samples_needs_its_shard(pages: Path, capsys: pytest.Captur
     assert main([*both, *rest]) == 0
     shards = ShardSet.open(both[1:])
     assert [shards.labels(shard)[0].tolist() for shard in shards.shards] == [[-1], [0]]
+
+
+def test_nothing_is_no_tag(pages: Path) -> None:
+    write_tags(pages, [{"id": f"p-0-00{row}", "tags": ["", " ", "sea"]} for row in range(4)])
+    assert build(pages, "--labels", "2", "--min-count", "1") == 0
+    assert vocabulary(pages) == ["sea"]
+
+
+def test_a_damaged_or_missing_tag_file_is_named(pages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(pages) == 2
+    assert "tags.jsonl: there is no such file" in capsys.readouterr().err
+    (pages / "tags.jsonl").write_bytes(b'{"id": "p-0-000", "tags": ["\xff"]}\n')
+    assert build(pages) == 2
+    assert "tags.jsonl, line 1" in capsys.readouterr().err

@@ -58,3 +58,22 @@ def test_a_damaged_snapshot_is_named(run, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:40])
     assert main(["--run", str(run), "--output", str(tmp_path / "report.html")]) == 2
     assert "image.last.safetensors is not a readable snapshot" in capsys.readouterr().err
+
+
+def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_named(run, tmp_path, capsys):
+    metrics, output = run / "metrics.jsonl", str(tmp_path / "report.html")
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"step": 4, "lo')
+    assert main(["--run", str(run), "--output", output]) == 0
+    metrics.write_text('{"step": 0, "lo\n' + whole)
+    assert main(["--run", str(run), "--output", output]) == 2
+    assert "metrics.jsonl, line 1, is damaged" in capsys.readouterr().err
+
+
+def test_facts_and_pictures_of_another_kind(run, tmp_path, capsys):
+    (tmp_path / "facts.json").write_text("[1]")
+    output = str(tmp_path / "report.html")
+    assert main(["--run", str(run), "--output", output, "--facts", str(tmp_path / "facts.json")]) == 2
+    assert "holds no JSON object" in capsys.readouterr().err
+    assert main(["--run", str(run), "--output", output, "--picture", "clip.mp4"]) == 2
+    assert "--picture clip.mp4" in capsys.readouterr().err

@@ -61,6 +61,25 @@ def test_non_finite_steps_are_skipped_by_all_ranks_and_both_optimizers(rank_pool
     assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 4
 
 
+def train_on_nothing_finite(topology: Topology, run_dir: Path) -> str:
+    """Two steps of NaNs, fewer than train.max_skipped_steps, then the same again after a line that a killed run left torn."""
+    pixels, labels = torch.full((4, BATCH, 3, 28, 28), float("nan")), torch.zeros(4, BATCH, 2, dtype=torch.int64)
+    config = small_config(run_dir, ParallelConfig(), stop_after=2)
+    with assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)}) as trainer:
+        try:
+            return trainer.train()
+        except TrainingError as error:
+            return str(error)
+
+
+def test_a_run_that_learned_nothing_does_not_finish(rank_pool: RankPool, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "lo')
+    (message,) = rank_pool.run(train_on_nothing_finite, world=1, args=(tmp_path,))
+    assert "none of the 2 steps of this session" in message
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 1, 2]  # the torn line is gone, and glued to no other
+
+
 def train_without_room(topology: Topology, run_dir: Path, asynchronous: bool) -> str:
     try:
         return train_fresh(topology, run_dir, CheckpointConfig(every=2, asynchronous=asynchronous))
