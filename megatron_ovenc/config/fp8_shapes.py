@@ -49,6 +49,8 @@ def fp8_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
     if model.layers == "sdpa" and (recipe is not None or kept):
         yield "parallel.fp8 has no effect with model.layers=sdpa; set model.layers to te or fp8_torch, or remove the section"
         return
+    if parallel.fp8.weight_gradient != "fp8" and model.layers == "te":
+        yield "parallel.fp8.weight_gradient=high is known to model.layers=fp8_torch only; remove it, or change model.layers"
     if model.layers == "fp8_torch" and recipe not in (None, "tensorwise"):
         yield f"parallel.fp8.recipe={recipe} is not one that model.layers=fp8_torch knows; take tensorwise, or layers=te"
     if model.layers == "te" and parallel.precision != "bf16":

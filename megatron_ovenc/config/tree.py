@@ -56,6 +56,9 @@ class Fp8Config:
     `fp8_torch` is tensorwise always, and needs no key."""
     first_last_bf16: int = 0
     """Number of first blocks, and as many last ones, that are left in parallel.precision."""
+    weight_gradient: Literal["fp8", "high"] = "fp8"
+    """Products that make weight gradients (`fp8_torch`): in FP8 like the others, or in `high`, parallel.precision, which a gradient
+    sums up over steps and two bits of mantissa can be too few for. `high` keeps inputs for backward in that precision too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

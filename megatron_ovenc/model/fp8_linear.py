@@ -11,7 +11,8 @@ gradients, whose range is wide (Micikevicius et al., arXiv 2209.05433). Sums are
 Where tensor parallelism has cut a tensor, its ranks agree on the magnitude (one number, maximum over the tensor group). A rank
 could as well scale its own slice; but then a weight's FP8 values would depend on the tensor size, and so would the training.
 
-What is kept for backward is FP8: X and W cost half of what bf16 keeps.
+What is kept for backward is FP8: X and W cost half of what bf16 keeps. The `Precise...` layers make dW from dY and X as they came,
+and keep X so: of the three products it is the one whose rounding training notices first.
 
 Shape suffixes: M tokens of this rank's products, K inputs and N outputs of this rank's slice of the layer.
 """
@@ -96,13 +97,14 @@ class _Fp8Linear(torch.autograd.Function):
         weight_NK: torch.Tensor,
         cut_inputs: bool,
         cut_outputs: bool,
+        precise: bool,
         group: ProcessGroup,
     ) -> torch.Tensor:
         largest = magnitudes([inputs_MK, weight_NK], [cut_inputs, cut_inputs or cut_outputs], group)
         inputs, inputs_scale = quantize(_padded(inputs_MK), FORWARD, largest[0])
         weight, weight_scale = quantize(weight_NK, FORWARD, largest[1])
-        ctx.save_for_backward(inputs, inputs_scale, weight, weight_scale)
-        ctx.cut_outputs, ctx.group, ctx.weight_dtype = cut_outputs, group, weight_NK.dtype
+        ctx.save_for_backward(inputs_MK if precise else inputs, inputs_scale, weight, weight_scale)
+        ctx.precise, ctx.cut_outputs, ctx.group, ctx.weight_dtype = precise, cut_outputs, group, weight_NK.dtype
         return _product(inputs, inputs_scale, weight, weight_scale, inputs_MK.dtype)[: inputs_MK.shape[0]]
 
     @staticmethod
@@ -112,12 +114,21 @@ class _Fp8Linear(torch.autograd.Function):
         (largest,) = magnitudes([gradient_MN], [ctx.cut_outputs], ctx.group)
         gradient, gradient_scale = quantize(_padded(gradient_MN), GRADIENT, largest)
         inputs_gradient = _product(gradient, gradient_scale, weight.t(), weight_scale, gradient_MN.dtype)
-        weight_gradient = _product(gradient.t(), gradient_scale, inputs.t(), inputs_scale, ctx.weight_dtype)
-        return inputs_gradient[: gradient_MN.shape[0]], weight_gradient, None, None, None
+        if ctx.precise:
+            weight_gradient = (gradient_MN.t() @ inputs).to(ctx.weight_dtype)
+        else:
+            weight_gradient = _product(gradient.t(), gradient_scale, inputs.t(), inputs_scale, ctx.weight_dtype)
+        return inputs_gradient[: gradient_MN.shape[0]], weight_gradient, None, None, None, None
 
 
 def fp8_linear(
-    inputs: torch.Tensor, weight_NK: torch.Tensor, *, cut_inputs: bool, cut_outputs: bool, group: ProcessGroup
+    inputs: torch.Tensor,
+    weight_NK: torch.Tensor,
+    *,
+    cut_inputs: bool,
+    cut_outputs: bool,
+    group: ProcessGroup,
+    precise: bool = False,
 ) -> torch.Tensor:
     """inputs @ weight^T in FP8, differentiable.
 
@@ -127,16 +138,19 @@ def fp8_linear(
         cut_inputs: K is a slice of the layer's inputs (row-parallel).
         cut_outputs: N is a slice of the layer's outputs (column-parallel).
         group: the tensor group, over which magnitudes of what is cut are agreed upon.
+        precise: make the weight's gradient in the inputs' type.
 
     Returns:
         [..., N]; a partial sum where inputs are cut.
     """
-    flat: torch.Tensor = _Fp8Linear.apply(inputs.flatten(0, -2), weight_NK, cut_inputs, cut_outputs, group)
+    flat: torch.Tensor = _Fp8Linear.apply(inputs.flatten(0, -2), weight_NK, cut_inputs, cut_outputs, precise, group)
     return flat.unflatten(0, inputs.shape[:-1])
 
 
 class Fp8ColumnParallelLinear(ColumnParallelLinear):
     """megatron-core's column-parallel layer (same parameters, same collectives on tensors) with FP8 products."""
+
+    precise = False
 
     def forward(
         self,
@@ -151,7 +165,9 @@ class Fp8ColumnParallelLinear(ColumnParallelLinear):
             inputs = gather_from_sequence_parallel_region(input_, tensor_parallel_output_grad=True, group=self.tp_group)
         else:
             inputs = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        output = fp8_linear(inputs, self.weight, cut_inputs=False, cut_outputs=True, group=self.tp_group)
+        output = fp8_linear(
+            inputs, self.weight, cut_inputs=False, cut_outputs=True, group=self.tp_group, precise=self.precise
+        )
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
         return output + self.bias, None
@@ -160,10 +176,14 @@ class Fp8ColumnParallelLinear(ColumnParallelLinear):
 class Fp8RowParallelLinear(RowParallelLinear):
     """megatron-core's row-parallel layer (same parameters, same collectives on tensors) with FP8 products."""
 
+    precise = False
+
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[s, b, input / tensor] -> [s, b, output] and the bias if the caller adds it."""
         assert self.input_is_parallel
-        partial = fp8_linear(input_, self.weight, cut_inputs=True, cut_outputs=False, group=self.tp_group)
+        partial = fp8_linear(
+            input_, self.weight, cut_inputs=True, cut_outputs=False, group=self.tp_group, precise=self.precise
+        )
         reduce = (
             reduce_scatter_to_sequence_parallel_region
             if self.sequence_parallel
@@ -173,3 +193,15 @@ class Fp8RowParallelLinear(RowParallelLinear):
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
         return output + self.bias, None
+
+
+class PreciseFp8ColumnParallelLinear(Fp8ColumnParallelLinear):
+    """The same with weight gradients that FP8 has not rounded."""
+
+    precise = True
+
+
+class PreciseFp8RowParallelLinear(Fp8RowParallelLinear):
+    """The same with weight gradients that FP8 has not rounded."""
+
+    precise = True

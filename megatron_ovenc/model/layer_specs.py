@@ -21,7 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_ovenc.config import Fp8Config, ModelConfig, ParallelConfig
 from megatron_ovenc.model.attention import PackedCoreAttention
-from megatron_ovenc.model.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
+from megatron_ovenc.model.fp8_linear import (
+    Fp8ColumnParallelLinear,
+    Fp8RowParallelLinear,
+    PreciseFp8ColumnParallelLinear,
+    PreciseFp8RowParallelLinear,
+)
 from megatron_ovenc.parallel.requirements import Recipe, resolve_recipe
 
 GELU = {"erf": F.gelu, "tanh": partial(F.gelu, approximate="tanh")}
@@ -145,7 +150,11 @@ def fp8_torch_block(model: ModelConfig, parallel: ParallelConfig) -> Transformer
     """Linear layers on `torch._scaled_mm`, but for the first and last layers of parallel.fp8.first_last_bf16."""
     kept = parallel.fp8.first_last_bf16
     high = layer_spec(parallel.recompute, ColumnParallelLinear, RowParallelLinear)
-    fp8 = layer_spec(parallel.recompute, Fp8ColumnParallelLinear, Fp8RowParallelLinear)
+    linears: dict[str, tuple[type[ColumnParallelLinear], type[RowParallelLinear]]] = {
+        "fp8": (Fp8ColumnParallelLinear, Fp8RowParallelLinear),
+        "high": (PreciseFp8ColumnParallelLinear, PreciseFp8RowParallelLinear),
+    }
+    fp8 = layer_spec(parallel.recompute, *linears[parallel.fp8.weight_gradient])
     return TransformerBlockSubmodules(layer_specs=[high] * kept + [fp8] * (model.num_layers - 2 * kept) + [high] * kept)
 
 

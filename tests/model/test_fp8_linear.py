@@ -35,7 +35,7 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (tensor * factor).to(dtype).float() / factor
 
 
-def products(topology: Topology, tokens: int) -> list[torch.Tensor]:
+def products(topology: Topology, tokens: int, precise: bool = False) -> list[torch.Tensor]:
     """Inputs, weight, upstream gradient; and what the layer makes of them."""
     inputs, weight, upstream = (
         normal(tokens, 48, seed=1),
@@ -44,10 +44,23 @@ def products(topology: Topology, tokens: int) -> list[torch.Tensor]:
     )
     inputs.requires_grad_()
     weight.requires_grad_()
-    output = fp8_linear(inputs, weight, cut_inputs=False, cut_outputs=True, group=topology.tensor_group)
+    output = fp8_linear(
+        inputs, weight, cut_inputs=False, cut_outputs=True, group=topology.tensor_group, precise=precise
+    )
     output.backward(upstream)
     assert inputs.grad is not None and weight.grad is not None
     return [x.detach() for x in (inputs, weight, upstream, output, inputs.grad, weight.grad)]
+
+
+@pytest.mark.parametrize("tokens", [32, 37])
+def test_precise_layers_round_no_weight_gradient(rank_pool: RankPool, tokens: int) -> None:
+    inputs, _weight, upstream, output, inputs_grad, weight_grad = rank_pool.run(products, world=1, args=(tokens, True))[
+        0
+    ]
+    torch.testing.assert_close(weight_grad, upstream.t() @ inputs)
+    *_, plain_output, plain_inputs_grad, _ = rank_pool.run(products, world=1, args=(tokens,))[0]
+    assert torch.equal(output, plain_output)
+    assert torch.equal(inputs_grad, plain_inputs_grad)
 
 
 @pytest.mark.parametrize("tokens", [32, 37, 1])

@@ -87,6 +87,7 @@ def in_bf16(rank_pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Pa
         (1, 1, {}),
         (1, 2, {"sequence_parallel": True, "recompute": True}),
         (2, 1, {"zero": 3, "fp8": Fp8Config(first_last_bf16=1)}),
+        (1, 1, {"fp8": Fp8Config(weight_gradient="high")}),
         (2, 2, {"zero": 0}),
     ],
 )
