@@ -232,7 +232,8 @@ def main() -> None:
             "# The concept bank against the reference's algorithm\n\n"
             f"`python -m benchmarks.concept_bank --write` on {machine()}.\n\n"
             f"{RANKS} gloo ranks of one thread, global batch {BATCH}, {SLOTS} positives a sample, fp32 unless told otherwise. "
-            "What is compared and how: `benchmarks/concept_bank.py`, `benchmarks/reference_bank.py`.\n\n"
+            "What is compared and how: `benchmarks/concept_bank.py`, `benchmarks/reference_bank.py`. A CPU rounds "
+            "the results of bf16 products to bf16, which a GPU does not.\n\n"
         )
         OUTPUT.write_text(head + table + "\n")
         OUTPUT.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
