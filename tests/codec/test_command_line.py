@@ -245,7 +245,14 @@ def test_no_process_outlives_analyze(tmp_path: Path, clip_path: Path, sent: sign
     for number in range(400):
         os.link(clip_path, folder / f"{number:03d}.mp4")
     command = [sys.executable, "-m", "codec", "analyze", str(folder), "-o", str(tmp_path / "out"), "--processes", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "out").glob("*")):
         assert process.poll() is None
         time.sleep(0.05)
