@@ -1,5 +1,5 @@
 # Two commands set everything up on a fresh machine:
-#   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (10 to 13 minutes on 2 cores)
+#   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (7 to 13 minutes on 2 cores)
 #   make test    install into .venv, then run the tests on both supported majors of transformers
 # Two more want a GPU and the environment of the Dockerfile, and take under ten minutes each (docs/gpu.md):
 #   make gpu-check   does the GPU compute what the CPU computes?
@@ -24,7 +24,8 @@ test: $(VENV)/installed test-hf4
 test-hf4: $(TF4)/installed
 	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest --disable-warnings tests/onevision_encoder
 
-# Both sides of every comparison in one run; prints tables. Needs about 15 GB and the machine to itself.
+# The concept bank against the reference's algorithm, in one run. Needs about 15 GB and the machine to itself; the other tables
+# have commands of their own, named on their pages under benchmarks/.
 bench: $(VENV)/installed
 	$(RUN) python -m benchmarks.concept_bank
 
