@@ -15,7 +15,7 @@ from types import FrameType
 
 from launch.hostfile import Host
 from launch.hosts import LOST_S, Reach
-from launch.launchers import Command, Plan, commands
+from launch.launchers import Command, Plan
 from launch.outcome import Outcome, judge, read_status
 
 SETTLE_S = 120.0
@@ -133,11 +133,19 @@ class Guards:
                 )
 
 
-def run(plan: Plan, run_dir: Path, stop: Stop, grace_s: float) -> Outcome:
-    """Run one attempt to its end, whatever that is."""
+def run(plan: Plan, commands: Sequence[Command], run_dir: Path, stop: Stop, grace_s: float) -> Outcome:
+    """Run one attempt to its end, whatever that is.
+
+    Args:
+        plan: where.
+        commands: what to start here; the attempt ends when all of it has ended.
+        run_dir: where the ranks leave exit_status.json.
+        stop: asked for a request to stop.
+        grace_s: seconds from that request until the attempt is ended without a checkpoint.
+    """
     hosts = [] if plan.launcher == "srun" else plan.hosts
     guards = Guards(hosts, plan.reach, plan.attempt, grace_s)
-    launchers = [_start(command) for command in commands(plan)]
+    launchers = [_start(command) for command in commands]
     aborted = None
     try:
         aborted = _watch(launchers, guards, stop, grace_s)
