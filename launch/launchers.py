@@ -21,7 +21,7 @@ from pathlib import Path
 
 from launch.envfile import JOB_VARIABLE, shell_exports
 from launch.hostfile import Host, world_size
-from launch.hosts import Reach
+from launch.hosts import CONNECT_S, Reach
 
 LAUNCHERS = ("pdsh", "openmpi", "torchrun", "srun")
 _PROGRAMS = {
@@ -155,6 +155,7 @@ def _deepspeed(plan: Plan) -> Command:
     words += ["--force_multi", "--launcher", plan.launcher]
     if plan.launcher == "pdsh":
         kept["PDSH_SSH_ARGS_APPEND"] = " ".join([kept.get("PDSH_SSH_ARGS_APPEND", ""), *plan.reach.ssh_options]).strip()
+        words += [f"--launcher_args=-t {CONNECT_S}"]
         words += ["--venv_script", str(plan.directory / "environment.sh"), "--no_local_rank", "--module", *plan.rank]
     else:
         words += [f"--launcher_args={shlex.join(_mpirun_arguments(plan))}"]

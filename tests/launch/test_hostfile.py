@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -45,14 +46,12 @@ def test_comments_and_blank_lines(tmp_path: Path) -> None:
 def test_a_bad_hostfile_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text(text)
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{re.escape(message)}"):
         read_hostfile(path)
-    assert str(path) in str(refusal.value)
-    assert message in str(refusal.value)
 
 
 def test_a_missing_hostfile_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read: .*No such file"):
+    with pytest.raises(ValueError, match=r"cannot be read: .*No such file"):
         read_hostfile(tmp_path / "hostz")
 
 
@@ -82,9 +81,8 @@ def test_filters_keep_the_order_of_the_hostfile(include: str, exclude: str, expe
     ],
 )
 def test_filters_that_do_not_fit_are_refused(include: str, exclude: str, message: str) -> None:
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=re.escape(message)):
         select_hosts(THREE, include, exclude)
-    assert message in str(refusal.value)
 
 
 def test_a_tensor_group_stays_inside_a_host() -> None:
@@ -141,7 +139,5 @@ def test_the_environment_files_are_read(name: str) -> None:
 def test_a_bad_environment_file_is_refused_with_its_line(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.write_text(f"B=1\n{line}\n")
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}:2: .*{re.escape(message)}"):
         read_environment(path, {})
-    assert str(refusal.value).startswith(f"{path}:2: ")
-    assert message in str(refusal.value)
