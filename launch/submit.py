@@ -18,12 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from launch import attempt
 from launch.envfile import read_environment
 from launch.facts import NONCE
 from launch.hostfile import Host, check_layout, read_hostfile, select_hosts, slurm_hosts, world_size
-from launch.hosts import Answers, Reach, ask, ask_slurm, disagreements, is_here, master_address
+from launch.hosts import Answers, Reach, ask, disagreements, is_here, master_address
 from launch.launchers import LAUNCHERS, Plan, check_slots, commands, forwarding_notes, missing_programs, write_files
 from launch.outcome import EXIT_CONFIG, Outcome
 from launch.restarts import repeat
@@ -81,10 +82,9 @@ class Job:
         self.options = options
         self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.hosts = select_hosts(_all_hosts(options), options.include, options.exclude)
-        self.reach = Reach(
-            tuple(shlex.split(options.ssh_args)),
-            local=options.launcher != "srun" and len(self.hosts) == 1 and is_here(self.hosts[0].name),
-        )
+        alone = len(self.hosts) == 1 and is_here(self.hosts[0].name)
+        way: Literal["ssh", "srun", "local"] = "srun" if options.launcher == "srun" else "local" if alone else "ssh"
+        self.reach = Reach(way, tuple(shlex.split(options.ssh_args)))
         if options.launcher == "openmpi" and self.reach.local:
             raise ValueError("--launcher openmpi on this host alone gains nothing; leave it out")
         if missing := missing_programs(options.launcher, self.reach.local):
@@ -94,7 +94,7 @@ class Job:
         self.config = load(options.config, options.overrides)
         self.run_dir = Path(self.config.run_dir).absolute()
         self.check_world()
-        if not self.reach.local and options.launcher != "srun":
+        if self.reach.way == "ssh":
             for note in forwarding_notes(self.declared, os.environ):
                 print(f"submit: note: {note}", flush=True)
 
@@ -142,9 +142,7 @@ class Job:
         return plan
 
     def _ask(self, directory: Path) -> Answers:
-        print(f"submit: asking {len(self.hosts)} hosts", flush=True)
-        if self.options.launcher == "srun":
-            return ask_slurm(self.hosts, directory, self.options.master_port)
+        print(f"submit: asking {len(self.hosts)} host{'s' if len(self.hosts) > 1 else ''}", flush=True)
         return ask(self.hosts, self.reach, directory, self.options.master_port)
 
     def _drop_unreachable(self, answers: Answers) -> Answers:

@@ -151,7 +151,7 @@ def plan(launcher: str, directory: Path, **changes: object) -> Plan:
         "attempt": "job.1",
         "hosts": [Host("a", (0, 1)), Host("b", (1, 3))],
         "launcher": launcher,
-        "reach": Reach(("-p", "2222")),
+        "reach": Reach(ssh_args=("-p", "2222")),
         "directory": directory,
         "declared": {"NCCL_SOCKET_IFNAME": "^lo,docker0"},
         "address": "10.0.0.1",
