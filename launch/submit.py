@@ -14,6 +14,7 @@ import argparse
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -109,41 +110,60 @@ class Job:
         Raises:
             ValueError: one sentence for each thing that is wrong with the hosts.
         """
-        options, mark = self.options, f"{self.name}.{number}"
+        mark = f"{self.name}.{number}"
         directory = self.run_dir / "launch" / mark
         directory.mkdir(parents=True)
+        try:
+            answers = self._ask(directory, may_drop=number > 1)
+            address, network = self._meeting_point(answers)
+        except ValueError:
+            shutil.rmtree(directory, ignore_errors=True)  # nothing was launched from it
+            raise
         (directory / "config.yaml").write_text(dump(self.config))
-        nonce = secrets.token_hex(8)
-        (directory / NONCE).write_text(nonce)
-        answers = self._ask(directory)
-        if number > 1:
-            answers = self._drop_unreachable(answers)
-        unseen = [host for host in answers.facts if not (directory / f"{NONCE}.{host}").exists()]
-        if problems := _problems(answers, nonce, directory, options.master_port, unseen):
-            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
-        address, network = "127.0.0.1", ""
-        if not self.reach.local:
-            first = self.hosts[0].name
-            address, network = master_address(options.master_addr, first, answers.facts[first]["addresses"])
-            if options.master_addr is None:
-                print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
         plan = Plan(
             attempt=mark,
             hosts=self.hosts,
-            launcher=options.launcher,
+            launcher=self.options.launcher,
             reach=self.reach,
             directory=directory,
             declared=self.declared,
             address=address,
             network=network,
-            port=options.master_port,
+            port=self.options.master_port,
         )
         write_files(plan)
         return plan
 
-    def _ask(self, directory: Path) -> Answers:
+    def _ask(self, directory: Path, *, may_drop: bool) -> Answers:
+        """Facts of all hosts, which can run the job together."""
         print(f"submit: asking {len(self.hosts)} host{'s' if len(self.hosts) > 1 else ''}", flush=True)
-        return ask(self.hosts, self.reach, directory, self.options.master_port)
+        port, nonce = self.options.master_port, secrets.token_hex(8)
+        (directory / NONCE).write_text(nonce)
+        answers = ask(self.hosts, self.reach, directory, port)
+        if may_drop:
+            answers = self._drop_unreachable(answers)
+        problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
+        problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
+        if answers.facts:
+            problems += disagreements(answers.facts, nonce, directory, port)
+        for host, facts in answers.facts.items():
+            if facts["nonce"] == nonce and not (directory / f"{NONCE}.{host}").exists():
+                problems.append(f"what {host} writes to {directory} does not appear here")
+        if problems:
+            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        for file in directory.glob(f"{NONCE}*"):
+            file.unlink()
+        return answers
+
+    def _meeting_point(self, answers: Answers) -> tuple[str, str]:
+        """Master address and its network."""
+        if self.reach.local:
+            return "127.0.0.1", ""
+        first = self.hosts[0].name
+        address, network = master_address(self.options.master_addr, first, answers.facts[first]["addresses"])
+        if self.options.master_addr is None:
+            print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
+        return address, network
 
     def _drop_unreachable(self, answers: Answers) -> Answers:
         least = self.options.min_hosts
@@ -197,15 +217,6 @@ def _all_hosts(options: argparse.Namespace) -> list[Host]:
     if options.hostfile is not None or options.min_hosts is not None:
         raise ValueError("--launcher srun takes its hosts from the allocation; remove --hostfile and --min-hosts")
     return slurm_hosts(os.environ)
-
-
-def _problems(answers: Answers, nonce: str, directory: Path, port: int, unseen: Sequence[str]) -> list[str]:
-    problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
-    problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
-    if answers.facts:
-        problems += disagreements(answers.facts, nonce, directory, port)
-        problems += [f"what {host} writes to {directory} does not appear here" for host in unseen]
-    return problems
 
 
 def _reasons(unreachable: dict[str, str]) -> str:

@@ -146,6 +146,29 @@ def test_a_dry_run_checks_and_prints_commands_that_a_shell_can_run(
     assert "OVENC_JOB" in (directory / "environment.sh").read_text()
 
 
+def test_a_restart_goes_on_without_lost_hosts_if_it_may(
+    config: Path, hostfile: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostfile.write_text("a slots=2\ndead1 slots=2\n")
+    words = ["--hostfile", str(hostfile), "--config", str(config), "--launcher", "torchrun"]
+    words += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+
+    def refusal(*more: str, number: int) -> str:
+        with pytest.raises(ValueError, match="dead1") as error:
+            submit.Job(submit.arguments([*words, *more])).plan(number)
+        return str(error.value)
+
+    assert "the hosts are not ready" in refusal(number=2)
+    assert "the hosts are not ready" in refusal("--min-hosts", "1", number=1), "a first attempt misses no host"
+    assert "1 hosts are reachable, --min-hosts wants 2" in refusal("--min-hosts", "2", number=2)
+    job = submit.Job(submit.arguments([*words, "--min-hosts", "1"]))
+    with pytest.raises(ValueError, match="127.0.0.1 is not an address of the first host a"):
+        job.plan(2)  # the hosts are ready: the next check speaks
+    assert job.hosts == [Host("a", (0, 1))]
+    assert "going on without dead1 (ssh: connect to host dead1 port 22: No route to host)" in capsys.readouterr().out
+    assert not list((config.parent / "run" / "launch").iterdir()), "a refused attempt leaves nothing"
+
+
 def plan(launcher: str, directory: Path, **changes: object) -> Plan:
     settings = {
         "attempt": "job.1",
