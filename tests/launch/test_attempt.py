@@ -148,6 +148,14 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         (-9, {"status": "running"}, None, 137, "SIGKILL"),
         (247, {"status": "running"}, None, 137, "SIGKILL"),  # DeepSpeed: sys.exit(-9)
         (0, FAILED, None, 1, "rank 3 failed at step 9: RuntimeError: x"),
+        (
+            247,
+            FAILED,
+            None,
+            137,
+            "a rank died of SIGKILL; rank 3 failed at step 9: RuntimeError: x",
+        ),  # it missed the dead one
+        (241, FAILED, None, 143, "rank 3 failed at step 9: RuntimeError: x"),  # launchers end the others by SIGTERM
         (1, {**FAILED, "status": "hung"}, None, 1, "rank 3 hung at step 9"),
         (1, {"status": "finished", "step": 9}, None, 1, "after training had finished"),
         (1, STOPPED, None, 75, "stopped at step 9"),  # torchrun turns every code into 1
