@@ -317,3 +317,12 @@ def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, address: 
     assert (tmp_path / "requeued").read_text() == "4711\n"
     assert json.loads((run_dir / "exit_status.json").read_text())["status"] == "stopped"
     assert not psutil.wait_procs(everything, timeout=5)[1]
+
+
+def test_the_commands_of_the_cluster_page_are_understood() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text() + (ROOT / "README.md").read_text()
+    lines = [line for line in page.replace("\\\n", " ").splitlines() if line.startswith("python -m launch.submit ")]
+    assert len(lines) >= 2
+    for line in lines:
+        options = submit.arguments(shlex.split(line)[3:])
+        assert all((ROOT / path).is_file() for path in (options.config, options.hostfile, options.env_file)), line
