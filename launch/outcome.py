@@ -10,6 +10,8 @@ from typing import Any
 
 from megatron_ovenc.train.faults import EXIT_STOPPED
 
+FAILURES = ("failed", "hung")
+"""Statuses of ranks that could say what went wrong."""
 EXIT_CONFIG = 2
 """Exit code of a wrong configuration: starting again does not help."""
 
@@ -48,15 +50,15 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
     if said == "stopped" or returncode == EXIT_STOPPED:
         where = f" at step {step}" if said == "stopped" else ""
         return Outcome(EXIT_STOPPED, f"stopped{where} with a checkpoint; the same command continues")
-    code = _shell_code(returncode)
-    if aborted:
-        return Outcome(code, f"{aborted} (step {step})" if status else aborted)
+    if aborted:  # the launcher's code then tells how it was ended, not why
+        return Outcome(1, f"{aborted}; rank {status.get('rank')} {said}: {detail}" if said in FAILURES else aborted)
     if said == "finished" and returncode == 0:
         return Outcome(0, f"finished at step {step}")
     if returncode == EXIT_CONFIG or detail.startswith("ConfigError"):
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
+    code = _shell_code(returncode)
     how = f"the launcher ended with {_name(returncode)}"
-    if said in {"failed", "hung"}:
+    if said in FAILURES:
         tale = f"rank {status.get('rank')} {said} at step {step}: {_first_sentence(detail)}"
         return Outcome(code, f"a rank died of {_name(returncode)}; {tale}" if _was_killed(returncode) else tale)
     if said == "finished":
@@ -82,13 +84,14 @@ def _first_sentence(text: str) -> str:
 
 
 def _shell_code(returncode: int) -> int:
-    """A non-zero exit code; 128 + n for death by signal n, which DeepSpeed passes on as 256 - n."""
+    """A non-zero exit code, 128 + n for death by signal n."""
     number = _signal_number(returncode)
     return 128 + number if number else returncode or 1
 
 
 def _signal_number(returncode: int) -> int:
-    number = -returncode if returncode < 0 else 256 - returncode if returncode > 255 - 65 else 0
+    """The signal that ended a launcher (-n) or a rank, which DeepSpeed passes on as 256 - n; 0 if none did."""
+    number = 256 - returncode if 191 < returncode < 255 else -returncode  # 255 is ssh's own failure
     return number if number in set(signal.Signals) else 0
 
 
