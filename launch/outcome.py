@@ -50,10 +50,13 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
     if said == "stopped" or returncode == EXIT_STOPPED:
         where = f" at step {step}" if said == "stopped" else ""
         return Outcome(EXIT_STOPPED, f"stopped{where} with a checkpoint; the same command continues")
+    if (
+        said == "finished"
+    ):  # written after the last checkpoint: nothing is missing, whatever the launcher met afterwards
+        remark = f" (the launcher then ended with {_name(returncode)})" if returncode else ""
+        return Outcome(0, f"finished at step {step}{remark}")
     if aborted:  # the launcher's code then tells how it was ended, not why
         return Outcome(1, f"{aborted}; rank {status.get('rank')} {said}: {detail}" if said in FAILURES else aborted)
-    if said == "finished" and returncode == 0:
-        return Outcome(0, f"finished at step {step}")
     if returncode == EXIT_CONFIG or detail.startswith("ConfigError"):
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
     code = _shell_code(returncode)
@@ -61,8 +64,6 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
     if said in FAILURES:
         tale = f"rank {status.get('rank')} {said} at step {step}: {_first_sentence(detail)}"
         return Outcome(code, f"a rank died of {_name(returncode)}; {tale}" if _was_killed(returncode) else tale)
-    if said == "finished":
-        return Outcome(code, f"{how} after training had finished at step {step}")
     if not status:
         return Outcome(code, f"{how}, and the ranks never started training; their messages are above")
     return Outcome(

@@ -157,7 +157,8 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         ),  # it missed the dead one
         (241, FAILED, None, 143, "rank 3 failed at step 9: RuntimeError: x"),  # launchers end the others by SIGTERM
         (1, {**FAILED, "status": "hung"}, None, 1, "rank 3 hung at step 9"),
-        (1, {"status": "finished", "step": 9}, None, 1, "after training had finished"),
+        (255, {"status": "finished", "step": 9}, None, 0, "finished at step 9 (the launcher then ended with code 255)"),
+        (-15, {"status": "finished", "step": 9}, "b is lost", 0, "finished at step 9"),
         (1, STOPPED, None, 75, "stopped at step 9"),  # torchrun turns every code into 1
         (75, {"status": "running"}, None, 75, "stopped"),
         (2, {}, None, 2, "refused the configuration"),
