@@ -47,7 +47,7 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
         aborted: why the attempt was ended from outside, if it was.
     """
     said, step, detail = status.get("status"), status.get("step", 0), str(status.get("detail", ""))
-    if said == "stopped" or returncode == EXIT_STOPPED:
+    if said == "stopped" or (returncode == EXIT_STOPPED and said not in FAILURES):
         where = f" at step {step}" if said == "stopped" else ""
         return Outcome(EXIT_STOPPED, f"stopped{where} with a checkpoint; the same command continues")
     if (
@@ -85,9 +85,9 @@ def _first_sentence(text: str) -> str:
 
 
 def _shell_code(returncode: int) -> int:
-    """A non-zero exit code, 128 + n for death by signal n."""
+    """The exit code of a failure: 128 + n for death by signal n, and none that means something else."""
     number = _signal_number(returncode)
-    return 128 + number if number else returncode or 1
+    return 128 + number if number else 1 if returncode in {0, EXIT_STOPPED} else returncode
 
 
 def _signal_number(returncode: int) -> int:

@@ -161,6 +161,7 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         (-15, {"status": "finished", "step": 9}, "b is lost", 0, "finished at step 9"),
         (1, STOPPED, None, 75, "stopped at step 9"),  # torchrun turns every code into 1
         (75, {"status": "running"}, None, 75, "stopped"),
+        (75, FAILED, None, 1, "rank 3 failed"),  # pdsh tells the largest code of all hosts
         (2, {}, None, 2, "refused the configuration"),
         (1, {**FAILED, "detail": "ConfigError: x"}, None, 2, "ConfigError: x"),
         (255, {"status": "running", "step": 0}, None, 255, "ended with code 255"),  # ssh's own failure, no signal
