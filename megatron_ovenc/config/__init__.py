@@ -14,10 +14,12 @@ from megatron_ovenc.config.tree import (
     ModesConfig,
     OptimizerConfig,
     ParallelConfig,
+    ProfileConfig,
     RunConfig,
     ScheduleConfig,
     SourceConfig,
     TrainConfig,
+    WandbConfig,
 )
 
 __all__ = [
@@ -33,10 +35,12 @@ __all__ = [
     "ModesConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
     "TrainConfig",
+    "WandbConfig",
     "check",
     "dump",
     "load",

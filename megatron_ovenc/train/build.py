@@ -25,6 +25,7 @@ from megatron_ovenc.parallel.topology import Launch, Topology, build_topology, i
 from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_path, checkpoint_steps
 from megatron_ovenc.train.faults import StopSignals
 from megatron_ovenc.train.metrics import MetricsWriter
+from megatron_ovenc.train.profiling import StepProfiler
 from megatron_ovenc.train.state import BatchSource, EncoderOptimizer, TrainState
 from megatron_ovenc.train.trainer import Trainer
 from megatron_ovenc.train.weights import read_weights
@@ -157,8 +158,11 @@ def assemble(
         stack.callback(checkpointer.close)
         metrics.say(describe_layers(config, topology.device))
         resume(config, state, checkpointer, metrics)
+        metrics.begin(state.step, topology)
         stop = stack.enter_context(StopSignals())
-        yield Trainer(config, state, sharding, checkpointer, metrics, stop)
+        profiler = StepProfiler(config.log.profile, run_dir, topology.rank, topology.device)
+        stack.callback(profiler.close)
+        yield Trainer(config, state, sharding, checkpointer, metrics, stop, profiler)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from megatron_ovenc.train.bank_watch import BankWatch
 from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError
 from megatron_ovenc.train.faults import StopSignals, TrainingError
 from megatron_ovenc.train.metrics import MetricsWriter, StepMetrics
+from megatron_ovenc.train.profiling import StepProfiler
 from megatron_ovenc.train.schedule import Schedule
 from megatron_ovenc.train.state import TrainState
 from megatron_ovenc.train.stream import BatchStream
@@ -56,6 +57,7 @@ class Trainer:
         checkpointer: Checkpointer,
         metrics: MetricsWriter,
         stop: StopSignals,
+        profiler: StepProfiler,
     ) -> None:
         self.config = config
         self.state = state
@@ -64,6 +66,7 @@ class Trainer:
         self.checkpointer = checkpointer
         self.metrics = metrics
         self.stop = stop
+        self.profiler = profiler
         self.schedule = Schedule(config.schedule, config.optimizer.lr, config.train.steps)
         self.streams = {
             head.name: BatchStream(source=state.sources[head.name], topology=state.topology) for head in config.heads
@@ -87,7 +90,8 @@ class Trainer:
         last = min(config.train.steps, config.train.stop_after or config.train.steps)
         told_to_stop = False
         while self.state.step < last and not told_to_stop:
-            told_to_stop = self.step()
+            with self.profiler.step(self.state.step + 1):
+                told_to_stop = self.step()
             if self.state.step % config.checkpoint.every == 0:
                 self.save()
         self.save(final=True)
