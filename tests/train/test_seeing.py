@@ -65,7 +65,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 def test_weights_and_biases_continues_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real package, offline: two attempts, the second of which repeats a step, are one run there."""
-    pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "config.yaml").write_text("train: {steps: 10}\n")
     for steps in ([1, 2, 3], [3, 4]):
@@ -73,6 +73,7 @@ def test_weights_and_biases_continues_one_run(tmp_path: Path, monkeypatch: pytes
         for step in steps:
             board.add(step, {"loss/image": 1 / step})
         board.close()
+        wandb.teardown()  # as the end of the attempt's process would
     run_id = (tmp_path / "wandb_id").read_text().strip()
     files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
     assert len(files) == 2
