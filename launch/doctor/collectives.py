@@ -106,13 +106,14 @@ def _collectives(device: torch.device, backend: str, megabytes: int) -> Iterator
     ranks = dist.get_world_size()
     share = torch.ones(megabytes * 10**6 // 4 // ranks, device=device)
     whole = torch.ones(share.numel() * ranks, device=device)
+    parts = list(whole.chunk(ranks))
 
     def all_reduce() -> None:
         dist.all_reduce(whole)
         synchronise(device)
 
     def all_gather() -> None:
-        dist.all_gather_into_tensor(whole, share)
+        dist.all_gather(parts, share)
         synchronise(device)
 
     for name, action, factor in (("all-reduce", all_reduce, 2), ("all-gather", all_gather, 1)):
