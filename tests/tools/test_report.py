@@ -196,5 +196,5 @@ def test_long_runs_are_thinned_and_gaps_stay_gaps():
     steps, low, middle, high = thin(range(100_000), values)
     assert len(steps) == len(middle) == 400
     assert np.isnan(middle[1]) and middle[0] == low[0] == high[0] == 1.0
-    mean = running_mean(np.array([1.0, np.nan, 3.0, np.nan, np.nan]), 2)
-    np.testing.assert_array_equal(mean, [1.0, 1.0, 3.0, 3.0, np.nan])
+    mean = running_mean(np.array([1.0, np.nan, 3.0, np.nan, np.nan, np.nan]), 3)
+    np.testing.assert_array_equal(mean, [1.0, 2.0, 3.0, 3.0, np.nan, np.nan])

@@ -102,8 +102,8 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, np.
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean of each value and those before it, `width` in all, without those that are NaN; NaN where all of them are."""
-    padded = np.concatenate([np.full(width - 1, np.nan), values])
+    """Mean of each value and its neighbours, `width` in all, without those that are NaN; NaN where all of them are."""
+    padded = np.concatenate([np.full(width // 2, np.nan), values, np.full((width - 1) // 2, np.nan)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)
     finite = np.isfinite(windows)
     count = finite.sum(axis=1)

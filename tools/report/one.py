@@ -110,7 +110,7 @@ def _within(record: Mapping[str, Any], begin: float | None, end: float | None) -
 
 
 def _starts(run: Run) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for attempt, following in pairwise([*run.attempts, None]):
         assert attempt is not None
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started)) if attempt.started else ""

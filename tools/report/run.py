@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +172,13 @@ def _attempts(lines: Sequence[Record], starts: Sequence[Record]) -> list[Attempt
     """From the noted starts and the steps between them; where none are noted, a step that goes back is a start."""
     if not starts:
         turns = [i for i, record in enumerate(lines) if i == 0 or record["step"] <= lines[i - 1]["step"]]
-        parts = [lines[a:b] for a, b in zip(turns, [*turns[1:], len(lines)], strict=True)]
+        parts = [lines[a:b] for a, b in pairwise([*turns, len(lines)])]
         starts = [{"step": part[0]["step"] - 1} for part in parts]
     else:
         times = [start["time"] for start in starts]
         parts = [
             [record for record in lines if begin <= record.get("time", 0.0) < end]
-            for begin, end in zip(times, [*times[1:], float("inf")], strict=True)
+            for begin, end in pairwise([*times, float("inf")])
         ]
     found = []
     for number, (start, part) in enumerate(zip(starts, parts, strict=True)):
