@@ -14,26 +14,27 @@ import argparse
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from launch import attempt
 from launch.envfile import read_environment
 from launch.facts import NONCE
 from launch.hostfile import Host, check_layout, read_hostfile, select_hosts, slurm_hosts, world_size
-from launch.hosts import Answers, Reach, ask, ask_slurm, disagreements, is_here, master_address
-from launch.launchers import LAUNCHERS, Plan, check_slots, commands, missing_programs, write_files
+from launch.hosts import Answers, Reach, ask, disagreements, is_here, master_address
+from launch.launchers import LAUNCHERS, Plan, check_slots, commands, forwarding_notes, missing_programs, write_files
 from launch.outcome import EXIT_CONFIG, Outcome
+from launch.restarts import repeat
 from megatron_ovenc.config import dump, load
 from megatron_ovenc.train.checkpoint import checkpoint_steps
 from megatron_ovenc.train.preflight import check_run
 
 RESTART_PAUSE_S = 5.0
 """Seconds between an attempt's end and the next one's checks."""
-FRUITLESS_RESTARTS = 2
-"""Restarts from one and the same checkpoint after which the job is given up."""
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,10 +83,9 @@ class Job:
         self.options = options
         self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.hosts = select_hosts(_all_hosts(options), options.include, options.exclude)
-        self.reach = Reach(
-            tuple(shlex.split(options.ssh_args)),
-            local=options.launcher != "srun" and len(self.hosts) == 1 and is_here(self.hosts[0].name),
-        )
+        alone = len(self.hosts) == 1 and is_here(self.hosts[0].name)
+        way: Literal["ssh", "srun", "local"] = "srun" if options.launcher == "srun" else "local" if alone else "ssh"
+        self.reach = Reach(way, tuple(shlex.split(options.ssh_args)))
         if options.launcher == "openmpi" and self.reach.local:
             raise ValueError("--launcher openmpi on this host alone gains nothing; leave it out")
         if missing := missing_programs(options.launcher, self.reach.local):
@@ -95,6 +95,9 @@ class Job:
         self.config = load(options.config, options.overrides)
         self.run_dir = Path(self.config.run_dir).absolute()
         self.check_world()
+        if self.reach.way == "ssh":
+            for note in forwarding_notes(self.declared, os.environ):
+                print(f"submit: note: {note}", flush=True)
 
     def check_world(self) -> None:
         """Refuse a configuration that cannot run on as many ranks as there are slots now."""
@@ -107,43 +110,60 @@ class Job:
         Raises:
             ValueError: one sentence for each thing that is wrong with the hosts.
         """
-        options, mark = self.options, f"{self.name}.{number}"
+        mark = f"{self.name}.{number}"
         directory = self.run_dir / "launch" / mark
         directory.mkdir(parents=True)
+        try:
+            answers = self._ask(directory, may_drop=number > 1)
+            address, network = self._meeting_point(answers)
+        except ValueError:
+            shutil.rmtree(directory, ignore_errors=True)  # nothing was launched from it
+            raise
         (directory / "config.yaml").write_text(dump(self.config))
-        nonce = secrets.token_hex(8)
-        (directory / NONCE).write_text(nonce)
-        answers = self._ask(directory)
-        if number > 1:
-            answers = self._drop_unreachable(answers)
-        unseen = [host for host in answers.facts if not (directory / f"{NONCE}.{host}").exists()]
-        if problems := _problems(answers, nonce, directory, options.master_port, unseen):
-            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
-        address, network = "127.0.0.1", ""
-        if not self.reach.local:
-            first = self.hosts[0].name
-            address, network = master_address(options.master_addr, first, answers.facts[first]["addresses"])
-            if options.master_addr is None:
-                print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
         plan = Plan(
             attempt=mark,
             hosts=self.hosts,
-            launcher=options.launcher,
+            launcher=self.options.launcher,
             reach=self.reach,
             directory=directory,
             declared=self.declared,
             address=address,
             network=network,
-            port=options.master_port,
+            port=self.options.master_port,
         )
         write_files(plan)
         return plan
 
-    def _ask(self, directory: Path) -> Answers:
-        print(f"submit: asking {len(self.hosts)} hosts", flush=True)
-        if self.options.launcher == "srun":
-            return ask_slurm(self.hosts, directory, self.options.master_port)
-        return ask(self.hosts, self.reach, directory, self.options.master_port)
+    def _ask(self, directory: Path, *, may_drop: bool) -> Answers:
+        """Facts of all hosts, which can run the job together."""
+        print(f"submit: asking {len(self.hosts)} host{'s' if len(self.hosts) > 1 else ''}", flush=True)
+        port, nonce = self.options.master_port, secrets.token_hex(8)
+        (directory / NONCE).write_text(nonce)
+        answers = ask(self.hosts, self.reach, directory, port)
+        if may_drop:
+            answers = self._drop_unreachable(answers)
+        problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
+        problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
+        if answers.facts:
+            problems += disagreements(answers.facts, nonce, directory, port)
+        for host, facts in answers.facts.items():
+            if facts["nonce"] == nonce and not (directory / f"{NONCE}.{host}").exists():
+                problems.append(f"what {host} writes to {directory} does not appear here")
+        if problems:
+            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        for file in directory.glob(f"{NONCE}*"):
+            file.unlink()
+        return answers
+
+    def _meeting_point(self, answers: Answers) -> tuple[str, str]:
+        """Master address and its network."""
+        if self.reach.local:
+            return "127.0.0.1", ""
+        first = self.hosts[0].name
+        address, network = master_address(self.options.master_addr, first, answers.facts[first]["addresses"])
+        if self.options.master_addr is None:
+            print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
+        return address, network
 
     def _drop_unreachable(self, answers: Answers) -> Answers:
         least = self.options.min_hosts
@@ -169,30 +189,22 @@ class Job:
         Raises:
             ValueError: the hosts are not ready for the first attempt; nothing was started.
         """
-        plan = self.plan(1)
-        _announce(plan)
-        if self.options.dry_run:
-            return Outcome(0, "dry run: nothing was started")
-        restarted_from: list[int] = []
+
+        def one(number: int) -> Outcome:
+            plan = self.plan(number)
+            _announce(plan)
+            if self.options.dry_run:
+                return Outcome(0, "dry run: nothing was started")
+            if stop.count:
+                return Outcome(130, "told to stop before anything was started")
+            return attempt.run(plan, commands(plan), self.run_dir, stop, self.options.grace)
+
+        def may_restart() -> bool:
+            time.sleep(RESTART_PAUSE_S)
+            return not stop.count
+
         with attempt.Stop() as stop:
-            outcome = attempt.run(plan, self.run_dir, stop, self.options.grace)
-            while outcome.worth_another and not stop.count and len(restarted_from) < self.options.restarts:
-                step = self.last_step()
-                if restarted_from[-FRUITLESS_RESTARTS:] == [step] * FRUITLESS_RESTARTS:
-                    given_up = f"given up: {FRUITLESS_RESTARTS} restarts from step {step} reached no further checkpoint"
-                    return Outcome(outcome.code, f"{outcome.reason}; {given_up}")
-                restarted_from.append(step)
-                number = len(restarted_from)
-                print(f"submit: {outcome.reason}", flush=True)
-                print(f"submit: restart {number} of {self.options.restarts} from step {step}", flush=True)
-                time.sleep(RESTART_PAUSE_S)
-                try:
-                    plan = self.plan(number + 1)
-                except ValueError as error:
-                    return Outcome(outcome.code, f"{outcome.reason}; not started again: {error}")
-                _announce(plan)
-                outcome = attempt.run(plan, self.run_dir, stop, self.options.grace)
-        return outcome
+            return repeat(one, self.last_step, self.options.restarts, may_restart)
 
 
 def _all_hosts(options: argparse.Namespace) -> list[Host]:
@@ -205,15 +217,6 @@ def _all_hosts(options: argparse.Namespace) -> list[Host]:
     if options.hostfile is not None or options.min_hosts is not None:
         raise ValueError("--launcher srun takes its hosts from the allocation; remove --hostfile and --min-hosts")
     return slurm_hosts(os.environ)
-
-
-def _problems(answers: Answers, nonce: str, directory: Path, port: int, unseen: Sequence[str]) -> list[str]:
-    problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
-    problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
-    if answers.facts:
-        problems += disagreements(answers.facts, nonce, directory, port)
-        problems += [f"what {host} writes to {directory} does not appear here" for host in unseen]
-    return problems
 
 
 def _reasons(unreachable: dict[str, str]) -> str:
@@ -234,8 +237,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except KeyboardInterrupt:
-        return 130  # while asking hosts: nothing had been started
     print(
         f"submit: {outcome.reason}; exit code {outcome.code}",
         file=sys.stderr if outcome.code else sys.stdout,
