@@ -18,6 +18,7 @@ from megatron_ovenc.config.tree import (
     RunConfig,
     ScheduleConfig,
     SourceConfig,
+    SpikeConfig,
     TrainConfig,
     WandbConfig,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
+    "SpikeConfig",
     "TrainConfig",
     "WandbConfig",
     "check",

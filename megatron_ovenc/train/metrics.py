@@ -21,6 +21,7 @@ from rich.console import Console
 from megatron_ovenc.config import LogConfig
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.boards import Board, open_boards
+from megatron_ovenc.train.stragglers import WORTH_TELLING, slowest
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "B200": 2250.0, "L40S": 362.0}
 """Dense bf16 peaks in TFLOP/s, by what the device's name contains (vendor data sheets)."""
@@ -55,7 +56,13 @@ class StepMetrics:
     bad_samples: int
     """Samples replaced so far in this session, all ranks."""
     phases: dict[str, float]
-    """Device seconds of this rank by phase (forward, bank, backward, optimizer) since the last step; on a GPU only."""
+    """Device seconds of this rank by phase (forward, bank, backward, optimizer) since the last step."""
+    data_max_s: float
+    """Seconds that the rank with the longest wait for data waited."""
+    own_s: list[float]
+    """Seconds that each rank took by itself (see stragglers.py)."""
+    checkpoint: dict[str, float]
+    """Numbers of a save that has ended since the last step (see Checkpointer.take_facts); empty in most."""
     banks: dict[str, float]
     """What a look at the banks found, by `<head>/<name>`; empty in steps without one."""
 
@@ -76,9 +83,8 @@ class MetricsWriter:
         if not enabled:
             return
         self.console = Console(soft_wrap=True, highlight=False)
-        path = run_dir / "metrics.jsonl"
-        _cut_torn_line(path)
-        self._lines = path.open("a", buffering=1)
+        self._path, self._whole = run_dir / "metrics.jsonl", True
+        _cut_torn_line(self._path)
         self._boards: list[Board] = open_boards(run_dir, config)
 
     def begin(self, step: int, topology: Topology) -> None:
@@ -107,7 +113,7 @@ class MetricsWriter:
         if not self.enabled:
             return
         self._window.append(metrics)
-        self._lines.write(json.dumps(self._record([metrics])) + "\n")
+        self._append(self._record([metrics]))
         if metrics.step % self.config.every == 0 or metrics.step == self.total_steps or metrics.skipped:
             record = self._record(self._window)
             self.console.print(time.strftime("%H:%M:%S"), self._line(record))
@@ -118,10 +124,21 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self.enabled:
-            self._lines.close()
-            for board in self._boards:
-                board.close()
+        for board in self._boards if self.enabled else ():
+            board.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """A line for programs. A disk without room costs lines, which is told once, but not the run."""
+        try:
+            if not self._whole:
+                _cut_torn_line(self._path)
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self._whole = True
+        except OSError as error:
+            if self._whole:
+                self.say(f"[bold red]METRICS CANNOT BE WRITTEN[/] {error}; training goes on")
+            self._whole = False
 
     def _record(self, window: Sequence[StepMetrics]) -> dict[str, Any]:
         """Averages over a window of steps (its last step's values for what is not an average)."""
@@ -141,7 +158,13 @@ class MetricsWriter:
             "memory_gib": last.memory_bytes / 2**30,
             "bad_samples": last.bad_samples,
             "skipped": sum(m.skipped for m in window),
+            "wait/data_max_s": sum(m.data_max_s for m in window) / len(window),
         }
+        if len(last.own_s) > 1:
+            record["straggler/rank"], record["straggler/ratio"] = slowest(
+                [sum(s) for s in zip(*(m.own_s for m in window), strict=True)]
+            )
+        record |= {f"checkpoint/{name}": value for metrics in window for name, value in metrics.checkpoint.items()}
         for name in sorted({name for metrics in window for name in metrics.phases}):
             record[f"time/{name}_s"] = sum(m.phases.get(name, 0.0) for m in window) / len(window)
         if self._peak_flops:
@@ -167,10 +190,12 @@ class MetricsWriter:
         ]
         if "mfu" in record:
             parts.insert(6, f"MFU {record['mfu']:.1%}")
+        if record.get("straggler/ratio", 0) >= WORTH_TELLING:
+            parts.append(f"SLOWEST rank {record['straggler/rank']}, {record['straggler/ratio']:.1f} x the median")
         if record["bad_samples"]:
             parts.append(f"bad {record['bad_samples']}")
         if record["skipped"]:
-            parts.append(f"SKIPPED {record['skipped']} non-finite")
+            parts.append(f"SKIPPED {record['skipped']}")
         return " | ".join(parts)
 
 
