@@ -138,7 +138,8 @@ def examine(world: MPI.Comm, options: argparse.Namespace, stage: Stage) -> Exami
 def report(examination: Examination, path: Path | None) -> int:
     """Show and write; returns the exit code."""
     problems = judge(examination)
-    show(Console(), examination, problems)
+    # mpirun tells its ranks nothing of the terminal's width.
+    show(Console(width=max(Console().width, 120)), examination, problems)
     if path:
         content = dataclasses.asdict(examination) | {"problems": [dataclasses.asdict(p) for p in problems]}
         path.write_text(json.dumps(content, indent=1) + "\n")

@@ -155,19 +155,19 @@ def _clocks(examination: Examination) -> Iterator[Problem]:
 
 
 def _shared(examination: Examination) -> Iterator[Problem]:
+    """A host that shares no file with most others has something else mounted there; what else is missing is told by host."""
+    where, names = examination.shared_dir, [view.host for view in examination.shared]
+    apart = {frozenset((view.host, other)) for view in examination.shared for other in view.missing}
+    odd = {name for name in names if len(names) > 2 and 2 * sum(name in pair for pair in apart) > len(names) - 1}
+    remedy = "mount the same file system on all hosts, writable for this user; run_dir and shards must lie on one"
     for view in examination.shared:
+        unseen = [name for name in view.missing if name not in odd]
         if view.error:
-            yield _problem(
-                view.host,
-                f"cannot write in {examination.shared_dir}: {view.error}",
-                "mount it there, writable for this user",
-            )
-        if view.missing:
-            yield _problem(
-                view.host,
-                f"does not see in {examination.shared_dir} what {', '.join(view.missing)} wrote",
-                "mount the same file system on all hosts; run_dir and shards must lie on one",
-            )
+            yield _problem(view.host, f"cannot write in {where}: {view.error}", remedy)
+        elif view.host in odd:
+            yield _problem(view.host, f"{where} is not the directory that the other hosts have there", remedy)
+        elif unseen:
+            yield _problem(view.host, f"does not see in {where} what {', '.join(unseen)} wrote", remedy)
 
 
 def _slow_links(links: Sequence[Link]) -> Iterator[Problem]:
