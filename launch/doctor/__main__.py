@@ -103,6 +103,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def examine(world: MPI.Comm, options: argparse.Namespace, stage: Stage) -> Examination | None:
     """Ask and measure, all ranks together; the result on rank 0, None elsewhere."""
+    stage.name = "meeting the other ranks over MPI"
     hosts = exchange.host_names(world)
     first = [hosts.index(host) for host in dict.fromkeys(hosts)]
     leaders = world.Split(0 if world.rank in first else 1, world.rank)
