@@ -167,6 +167,7 @@ def assemble(
         heartbeat.note("start-up")
         checkpointer = Checkpointer(run_dir / "checkpoints", config.checkpoint, dump(config), config.parallel.timeout_s)
         stack.callback(checkpointer.close)
+        heartbeat.saving = lambda: checkpointer.busy
         metrics.say(describe_layers(config, topology.device))
         resume(config, state, checkpointer, metrics)
         metrics.begin(state.step, topology)
