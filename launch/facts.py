@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import platform
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -52,10 +53,10 @@ def addresses() -> dict[str, str]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Installed versions, read from package metadata."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -223,9 +223,7 @@ def summarise(stages: Stages, output: Path, config: RunConfig, summary: dict[str
     summary["seconds"] = round(time.monotonic() - stages.started)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     facts = ("--facts", output / "summary.json", "--picture", picture)
-    stages.run(
-        sys.executable, "-m", "tools.report", "--run", config.run_dir, "--output", output / "report.html", *facts
-    )
+    stages.run(sys.executable, "-m", "tools.report", config.run_dir, "--output", output / "report.html", *facts)
     table = Table("", "", show_header=False)
     for key, value in summary.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))

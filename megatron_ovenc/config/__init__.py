@@ -14,11 +14,13 @@ from megatron_ovenc.config.tree import (
     ModesConfig,
     OptimizerConfig,
     ParallelConfig,
+    ProfileConfig,
     RunConfig,
     ScheduleConfig,
     SourceConfig,
     SpikeConfig,
     TrainConfig,
+    WandbConfig,
 )
 
 __all__ = [
@@ -34,11 +36,13 @@ __all__ = [
     "ModesConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
     "SpikeConfig",
     "TrainConfig",
+    "WandbConfig",
     "check",
     "dump",
     "load",

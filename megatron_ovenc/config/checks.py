@@ -17,6 +17,7 @@ def check(config: RunConfig, world_size: int) -> None:
         *_model(config),
         *_layout(config, world_size),
         *_training(config),
+        *_log(config, world_size),
         *_heads(config, world_size),
         *_bank_training(config),
     ]
@@ -67,7 +68,6 @@ def _training(config: RunConfig) -> Iterator[str]:
         ("train.grad_accumulation", train.grad_accumulation),
         ("train.max_skipped_steps", train.max_skipped_steps),
         ("checkpoint.every", config.checkpoint.every),
-        ("log.every", config.log.every),
         ("data.prefetch", data.prefetch),
     ):
         if value < 1:
@@ -86,8 +86,6 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"optimizer.betas={list(optimizer.betas)} must lie in [0, 1)"
     if data.workers < 0 or data.sample_timeout_s <= 0 or not 0 <= data.max_bad_share < 1:
         yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
-    if config.log.bank_every < 0:
-        yield f"log.bank_every={config.log.bank_every} must not be negative (0 never looks)"
     yield from _faults(config)
 
 
@@ -109,6 +107,21 @@ def _faults(config: RunConfig) -> Iterator[str]:
             f"train.hang_timeout_s={train.hang_timeout_s:g} must lie above data.sample_timeout_s={config.data.sample_timeout_s:g}, "
             "which a slow sample may take, or be 0, which never looks"
         )
+
+
+def _log(config: RunConfig, world_size: int) -> Iterator[str]:
+    log = config.log
+    if log.every < 1:
+        yield f"log.every={log.every} must be at least 1"
+    if log.bank_every < 0:
+        yield f"log.bank_every={log.bank_every} must not be negative (0 never looks)"
+    if log.profile is None:
+        return
+    first, last = log.profile.steps
+    if not 1 <= first <= last <= config.train.steps:
+        yield f"log.profile.steps={[first, last]} must be a first and a last step between 1 and train.steps={config.train.steps}"
+    if not log.profile.ranks or not all(0 <= rank < world_size for rank in log.profile.ranks):
+        yield f"log.profile.ranks={list(log.profile.ranks)} must name ranks between 0 and {world_size - 1}"
 
 
 def _heads(config: RunConfig, world_size: int) -> Iterator[str]:

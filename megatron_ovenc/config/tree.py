@@ -289,8 +289,34 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WandbConfig:
+    """Weights & Biases, beside the files. A restarted run continues under the id in `<run_dir>/wandb_id`."""
+
+    project: str
+    """Project that the run appears in."""
+    name: str | None = None
+    """Name that it appears under; absent: the last part of run_dir."""
+    entity: str | None = None
+    """User or team that owns the project; absent: the account's default."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` needs neither network nor account: it writes `<run_dir>/wandb/`, for `wandb sync` to send later."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileConfig:
+    """torch.profiler over chosen steps: traces and tables in `<run_dir>/profile/`. Recorded steps are slower."""
+
+    steps: tuple[int, int]
+    """First and last optimizer step to record, counted from 1 as in metrics.jsonl. A step takes tens of MB in a trace."""
+    ranks: tuple[int, ...] = (0,)
+    """Ranks that record themselves."""
+    memory: bool = False
+    """Also record every allocation on the GPU, as a snapshot for https://pytorch.org/memory_viz. Not on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
-    """Metrics, under `<run_dir>`: the console, metrics.jsonl and tensorboard/."""
+    """Metrics, under `<run_dir>`: the console, metrics.jsonl, tensorboard/, and what else is asked for."""
 
     every: int = 10
     """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
@@ -300,6 +326,10 @@ class LogConfig:
     """Steps between closer looks at the banks (cosines, dead and duplicate centres, effective negatives); 0 never looks."""
     peak_tflops: float | None = None
     """Dense peak of one device in TFLOP/s at the configured precision, for MFU; known GPUs fill it in themselves."""
+    wandb: WandbConfig | None = None
+    """Also report to Weights & Biases, every `every` steps; needs its package (the extra `wandb`)."""
+    profile: ProfileConfig | None = None
+    """Steps to look into with torch's profiler; none when absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

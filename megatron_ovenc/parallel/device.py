@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -162,6 +163,17 @@ def memory_peak_bytes(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def memory_history(device: torch.device, path: Path) -> Iterator[None]:
+    """Record allocations on a GPU with their call stacks; on leaving, write them as a snapshot for pytorch.org/memory_viz."""
+    torch.cuda.memory._record_memory_history(device=device)
+    try:
+        yield
+        torch.cuda.memory._dump_snapshot(str(path))
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None, device=device)
 
 
 def device_name(device: torch.device) -> str:

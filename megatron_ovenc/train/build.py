@@ -27,6 +27,7 @@ from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.exit_status import ExitStatus
 from megatron_ovenc.train.faults import STOP_FILE, StopRequests
 from megatron_ovenc.train.metrics import MetricsWriter
+from megatron_ovenc.train.profiling import StepProfiler
 from megatron_ovenc.train.state import BatchSource, EncoderOptimizer, TrainState
 from megatron_ovenc.train.trainer import Trainer
 from megatron_ovenc.train.watchdog import Heartbeat, Watchdog
@@ -169,10 +170,13 @@ def assemble(
         heartbeat.saving = lambda: checkpointer.busy
         metrics.say(describe_layers(config, topology.device))
         resume(config, state, checkpointer, metrics)
+        metrics.begin(state.step, topology)
         stop = stop or stack.enter_context(StopRequests())
         if topology.is_main:
             stop.file = run_dir / STOP_FILE
-        yield Trainer(config, state, sharding, checkpointer, metrics, stop, heartbeat)
+        profiler = StepProfiler(config.log.profile, run_dir, topology.rank, topology.device)
+        stack.callback(profiler.close)
+        yield Trainer(config, state, sharding, checkpointer, metrics, stop, heartbeat, profiler)
         heartbeat.note("end")
 
 

@@ -1,13 +1,15 @@
 """What a step reports: one readable console line, one JSON line, TensorBoard points.
 
 <run_dir>/metrics.jsonl      every step
-<run_dir>/tensorboard/       every log.every steps
+<run_dir>/attempts.jsonl     every start of the run: when, from which step, on how many ranks
+<run_dir>/tensorboard/       every log.every steps, and so what else `boards.py` knows
 """
 
 from __future__ import annotations
 
 import json
 import math
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from megatron_ovenc.config import LogConfig
+from megatron_ovenc.parallel.topology import Topology
+from megatron_ovenc.train.boards import Board, open_boards
 from megatron_ovenc.train.stragglers import WORTH_TELLING, slowest
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "B200": 2250.0, "L40S": 362.0}
@@ -75,16 +79,29 @@ class MetricsWriter:
         known = next((peak for name, peak in PEAK_TFLOPS.items() if name in device), None)
         self._peak_flops = 1e12 * world * (config.peak_tflops or known or 0.0)
         self._window: list[StepMetrics] = []
+        self._run_dir = run_dir
         if not enabled:
             return
         self.console = Console(soft_wrap=True, highlight=False)
         self._path, self._whole = run_dir / "metrics.jsonl", True
         _cut_torn_line(self._path)
-        self._board = None
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self._boards: list[Board] = open_boards(run_dir, config)
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+    def begin(self, step: int, topology: Topology) -> None:
+        """Note that the run starts, or starts again, from `step`. metrics.jsonl alone cannot tell a restart at its last step."""
+        if not self.enabled:
+            return
+        attempt = {
+            "time": round(time.time(), 3),
+            "step": step,
+            "data": topology.data,
+            "tensor": topology.tensor,
+            "host": socket.gethostname(),
+        }
+        path = self._run_dir / "attempts.jsonl"
+        _cut_torn_line(path)
+        with path.open("a") as file:
+            file.write(json.dumps(attempt) + "\n")
 
     def say(self, message: str) -> None:
         """A line for a person, on the main rank's console."""
@@ -100,15 +117,15 @@ class MetricsWriter:
         if metrics.step % self.config.every == 0 or metrics.step == self.total_steps or metrics.skipped:
             record = self._record(self._window)
             self.console.print(time.strftime("%H:%M:%S"), self._line(record))
-            for key, value in record.items() if self._board else ():
-                if isinstance(value, int | float) and key != "step":
-                    self._board.add_scalar(key, value, metrics.step)  # type: ignore[union-attr]
+            numbers = {k: v for k, v in record.items() if v is not None and k not in ("step", "time")}
+            for board in self._boards:
+                board.add(metrics.step, numbers)
             self._window.clear()
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self.enabled and self._board is not None:
-            self._board.close()
+        for board in self._boards if self.enabled else ():
+            board.close()
 
     def _append(self, record: dict[str, Any]) -> None:
         """A line for programs. A disk without room costs lines, which is told once, but not the run."""
@@ -126,7 +143,7 @@ class MetricsWriter:
     def _record(self, window: Sequence[StepMetrics]) -> dict[str, Any]:
         """Averages over a window of steps (its last step's values for what is not an average)."""
         last, seconds = window[-1], sum(m.seconds for m in window)
-        record: dict[str, Any] = {"step": last.step}
+        record: dict[str, Any] = {"step": last.step, "time": round(time.time(), 3)}
         for head in last.losses:
             record[f"loss/{head}"] = sum(m.losses[head] for m in window) / len(window)
         record.update({f"grad_norm/{name}": value for name, value in last.grad_norms.items()})

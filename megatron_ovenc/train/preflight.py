@@ -5,15 +5,17 @@ Imports no megatron-core: a wrong key is told in a second or two, on every rank 
 
 from __future__ import annotations
 
+import importlib.metadata
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron_ovenc.concept_bank.centres import check_centres
-from megatron_ovenc.config import ConfigError, RunConfig, check, load
+from megatron_ovenc.config import ConfigError, LogConfig, RunConfig, check, load
 from megatron_ovenc.data.check import check_source
 from megatron_ovenc.parallel.device import environment
-from megatron_ovenc.parallel.requirements import requirement_problems
+from megatron_ovenc.parallel.requirements import Environment, requirement_problems
 from megatron_ovenc.train.checkpoint import checkpoint_path, checkpoint_steps
 from megatron_ovenc.train.weights import read_model
 
@@ -34,7 +36,9 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
     """
     check(config, world_size)
     here = environment(config.parallel.device) if computes_here else None
-    if here is not None and (problems := list(requirement_problems(config.model, config.parallel, here))):
+    if here is not None and (
+        problems := [*requirement_problems(config.model, config.parallel, here), *_log_problems(config.log, here)]
+    ):
         raise ConfigError("this machine cannot run the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
     for head in config.heads:
         try:
@@ -58,6 +62,14 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
         _check_same_model(checkpoint_path(run_dir / "checkpoints", steps[-1]), config)
     else:
         _check_initial_weights(config)
+
+
+def _log_problems(log: LogConfig, here: Environment) -> Iterator[str]:
+    # By what is installed, not by what can be imported: wandb's own output directories are named `wandb`, too.
+    if log.wandb is not None and not any(importlib.metadata.distributions(name="wandb")):
+        yield "log.wandb needs the package wandb, which is not installed; `pip install wandb`, or remove the key"
+    if log.profile is not None and log.profile.memory and here.capability is None:
+        yield "log.profile.memory records the memory of a GPU, and this run would compute on a CPU; set it to false"
 
 
 def _check_initial_weights(config: RunConfig) -> None:

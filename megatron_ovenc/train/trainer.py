@@ -30,6 +30,7 @@ from megatron_ovenc.train.checkpoint import Checkpointer
 from megatron_ovenc.train.faults import StopRequests, TrainingError
 from megatron_ovenc.train.guard import StepGuard
 from megatron_ovenc.train.metrics import MetricsWriter, StepMetrics
+from megatron_ovenc.train.profiling import StepProfiler
 from megatron_ovenc.train.saver import Saver
 from megatron_ovenc.train.schedule import Schedule
 from megatron_ovenc.train.state import TrainState
@@ -65,6 +66,7 @@ class Trainer:
         metrics: MetricsWriter,
         stop: StopRequests,
         heartbeat: Heartbeat,
+        profiler: StepProfiler,
     ) -> None:
         self.config = config
         self.state = state
@@ -72,6 +74,7 @@ class Trainer:
         self.sharding = sharding
         self.metrics = metrics
         self.stop = stop
+        self.profiler = profiler
         self.heartbeat = heartbeat
         run_dir, say = Path(config.run_dir), metrics.say
         self.saver = Saver(checkpointer, state, say)
@@ -101,7 +104,8 @@ class Trainer:
             )
         told_to_stop = self._told_to_stop()  # while the run started
         while self.state.step < last and not told_to_stop:
-            told_to_stop = self.step()
+            with self.profiler.step(self.state.step + 1):
+                told_to_stop = self.step()
             if self.state.step % config.checkpoint.every == 0:
                 self._save()
         if told_to_stop:
