@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,12 @@ class StopSignals:
 
 
 def write_exit_status(run_dir: Path, status: str, step: int, rank: int = 0, detail: str = "") -> None:
-    """Leave `exit_status.json`: launchers lose exit codes (DeepSpeed's reports death by a signal as success)."""
-    text = json.dumps({"status": status, "step": step, "rank": rank, "detail": detail})
+    """Leave `exit_status.json`: launchers lose exit codes (DeepSpeed's reports death by a signal as success).
+
+    `job` is the attempt that `launch.submit` started (None without it), so that an older file is not taken for this run's.
+    """
+    job = os.environ.get("OVENC_JOB")
+    text = json.dumps({"status": status, "step": step, "rank": rank, "detail": detail, "job": job})
     partial = run_dir / f"exit_status.json.{rank}.tmp"
     partial.write_text(text)
     partial.rename(run_dir / "exit_status.json")

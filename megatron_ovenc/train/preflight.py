@@ -21,14 +21,20 @@ _SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size
 """Keys of `model` by which weights fit or do not."""
 
 
-def check_run(config: RunConfig, world_size: int) -> None:
+def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True) -> None:
     """Everything that can be known to fail, before any process group exists and any GPU is touched.
+
+    Args:
+        config: the run.
+        world_size: number of ranks.
+        computes_here: False on a machine that only submits the run: what its GPU lacks does not matter.
 
     Raises:
         ConfigError: with the key to change.
     """
     check(config, world_size)
-    if problems := list(requirement_problems(config.model, config.parallel, environment(config.parallel.device))):
+    here = environment(config.parallel.device) if computes_here else None
+    if here is not None and (problems := list(requirement_problems(config.model, config.parallel, here))):
         raise ConfigError("this machine cannot run the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
     for head in config.heads:
         try:

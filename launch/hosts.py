@@ -1,0 +1,212 @@
+"""Asking hosts, all at once and in bounded time, and judging whether one job can run on what they answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from launch.facts import Facts
+from launch.hostfile import Host
+
+CONNECT_S = 10
+"""Seconds until a host that does not take the connection counts as unreachable."""
+ANSWER_S = 90
+"""Seconds that a connected host has for its facts; the first import from a cold network file system takes its time."""
+LOST_S = 60
+"""Seconds without a sign of life after which an established connection counts as lost."""
+_SSH = (
+    *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}"),
+    *("-o", f"ServerAliveInterval={LOST_S // 6}", "-o", "ServerAliveCountMax=6"),
+)
+_FILES_NAMED = 5
+
+
+def is_here(host: str) -> bool:
+    """Whether a host name means this machine, so that it can be used without ssh."""
+    return host in {"localhost", "127.0.0.1", "::1", socket.gethostname()}
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How to run a command on a host: by ssh, or directly when the only host is this machine."""
+
+    ssh_args: tuple[str, ...] = ()
+    """Further arguments of ssh: `-p 2222`, `-F config`, `-i key`."""
+    local: bool = False
+    """Whether the only host is this machine."""
+
+    def shell(self, host: str, line: str) -> list[str]:
+        """Command that has the host's shell run a line in this working directory."""
+        line = f"cd {shlex.quote(os.getcwd())} && {line}"
+        return ["sh", "-c", line] if self.local else ["ssh", *self.ssh_options, host, line]
+
+    def python(self, host: str, *words: str) -> list[str]:
+        """Command that runs this Python interpreter on a host, in this working directory."""
+        return self.shell(host, f"exec {shlex.join([sys.executable, '-u', *words])}")
+
+    @property
+    def ssh_options(self) -> tuple[str, ...]:
+        """Options of every connection: no password prompts, and a dead network is noticed."""
+        return (*_SSH, *self.ssh_args)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Facts of the hosts that answered, and why the others did not."""
+
+    facts: dict[str, Facts]
+    unreachable: dict[str, str]
+    """Hosts that take no connection."""
+    broken: dict[str, str]
+    """Hosts that took the connection but could not tell their facts."""
+
+
+def ask(hosts: Sequence[Host], reach: Reach, shared: Path, port: int) -> Answers:
+    """Ask all hosts at once for their facts."""
+
+    def one(host: Host) -> Facts | tuple[bool, str]:
+        command = reach.python(host.name, *facts_command(shared, host.name, port))
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=ANSWER_S, stdin=subprocess.DEVNULL, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return True, f"connected, but did not answer within {ANSWER_S} s"
+        lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+        if result.returncode == 0 and lines:
+            return cast(Facts, json.loads(lines[-1]))
+        complaint = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
+        return result.returncode == 255 and not reach.local, complaint[0]  # 255: ssh itself failed
+
+    answers = Answers({}, {}, {})
+    with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
+        for host, answer in zip(hosts, pool.map(one, hosts), strict=True):
+            if isinstance(answer, tuple):
+                (answers.unreachable if answer[0] else answers.broken)[host.name] = answer[1]
+            else:
+                answers.facts[host.name] = answer
+    return answers
+
+
+def ask_slurm(hosts: Sequence[Host], shared: Path, port: int) -> Answers:
+    """Ask all hosts of the allocation for their facts, by one job step: compute nodes need not accept ssh."""
+    names = [host.name for host in hosts]
+    script = f"exec {shlex.join([sys.executable, *facts_command(shared, '@', port)])}".replace(
+        "@", '"$SLURMD_NODENAME"'
+    )
+    # The host's name is put before its facts: tasks print in any order.
+    command = ["srun", f"--nodes={len(names)}", f"--ntasks={len(names)}", "--ntasks-per-node=1"]
+    command += [f"--nodelist={','.join(names)}", "sh", "-c", f'printf "%s " "$SLURMD_NODENAME"; {script}']
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Answers({}, {}, dict.fromkeys(names, f"srun: {error}"))
+    spoken = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.partition(" ")[2].startswith("{"))
+    complaint = (result.stderr.strip().splitlines() or ["no answer"])[-1]
+    return Answers(
+        facts={name: cast(Facts, json.loads(spoken[name])) for name in names if name in spoken},
+        unreachable={},
+        broken={name: complaint for name in names if name not in spoken},
+    )
+
+
+def facts_command(shared: Path, name: str, port: int) -> list[str]:
+    """Arguments of Python that make a host print its facts."""
+    return ["-m", "launch.facts", "--shared", str(shared), "--name", name, "--port", str(port)]
+
+
+def disagreements(facts: Mapping[str, Facts], nonce: str, shared: Path, port: int) -> list[str]:
+    """Why hosts that answered cannot run one job together; empty when they can.
+
+    Args:
+        facts: what each host said, the first host of the job first.
+        nonce: what the submitting host wrote into `shared`.
+    """
+    problems = []
+    for package in next(iter(facts.values()))["versions"]:
+        groups = _groups({host: answer["versions"].get(package, "missing") for host, answer in facts.items()})
+        if len(groups) > 1:
+            parts = [f"{version} on {_names(names)}" for version, names in groups.items()]
+            problems.append(f"{package} differs: {'; '.join(parts)}; install the same version everywhere")
+        elif "missing" in groups:
+            problems.append(f"{package} is not installed for {sys.executable}; install the project there")
+    problems += _code_differences(facts)
+    if blind := {host: answer["nonce"] for host, answer in facts.items() if answer["nonce"] != nonce}:
+        reasons = "; ".join(f"{host}: {said[:80]}" for host, said in blind.items())
+        problems.append(
+            f"{shared} is not one directory on all hosts ({reasons}); run_dir must lie on storage that all of them share and write"
+        )
+    first = next(iter(facts))
+    if not facts[first]["port_free"]:
+        problems.append(f"port {port} of {first} is taken, perhaps by another run; give another --master-port")
+    return problems
+
+
+def _code_differences(facts: Mapping[str, Facts]) -> list[str]:
+    groups = _groups({host: json.dumps(answer["code"], sort_keys=True) for host, answer in facts.items()})
+    (common, many), *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+    expected, problems = json.loads(common), []
+    for text, names in others:
+        files = json.loads(text)
+        odd = sorted(path for path in {*files, *expected} if files.get(path) != expected.get(path))
+        more = f" and {len(odd) - _FILES_NAMED} more" if len(odd) > _FILES_NAMED else ""
+        problems.append(
+            f"the code on {_names(names)} is not that on {_names(many)}: {', '.join(odd[:_FILES_NAMED])}{more}; "
+            "bring all hosts to one version"
+        )
+    return problems
+
+
+def _groups(values: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for host, value in values.items():
+        groups[value].append(host)
+    return groups
+
+
+def _names(hosts: Sequence[str]) -> str:
+    return ", ".join(hosts) if len(hosts) <= 4 else f"{', '.join(hosts[:3])} and {len(hosts) - 3} more"
+
+
+def master_address(wanted: str | None, first: str, found: Mapping[str, str]) -> tuple[str, str]:
+    """Where the ranks meet.
+
+    Args:
+        wanted: --master-addr.
+        first: name of the first host.
+        found: its addresses by interface.
+
+    Returns:
+        The address, and the network of its interface (`10.0.0.1/24`), or "" when it is not one of `found`.
+
+    Raises:
+        ValueError: the first host has none or several and none was chosen, or the chosen one is not its own.
+    """
+    listing = ", ".join(f"{address.partition('/')[0]} ({interface})" for interface, address in found.items())
+    if wanted is None:
+        if len(found) != 1:
+            raise ValueError(
+                f"{first} has {listing or 'no address but the loopback'}; say with --master-addr on which one the ranks shall meet"
+            )
+        (network,) = found.values()
+        return network.partition("/")[0], network
+    try:
+        resolved = {str(entry[4][0]) for entry in socket.getaddrinfo(wanted, None)}
+    except OSError as error:
+        raise ValueError(f"--master-addr {wanted} does not resolve: {error}") from error
+    own = [network for network in found.values() if network.partition("/")[0] in resolved]
+    if not own:
+        raise ValueError(
+            f"--master-addr {wanted} is not an address of the first host {first}, which has {listing or 'none'}"
+        )
+    return wanted, own[0]

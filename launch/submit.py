@@ -1,0 +1,248 @@
+"""Start a run on many hosts: check first, start by a launcher, end clean, start again from the last checkpoint.
+
+    python -m launch.submit --hostfile hostfiles/two_nodes --config configs/large_video.yaml --env-file launch/env/infiniband.env
+    python -m launch.submit --hostfile H --config C --dry-run              # checks, prints the command, starts nothing
+    python -m launch.submit --launcher srun --config C                     # inside a Slurm allocation
+
+Exit codes: those of launch.pretrain (0 finished, 75 stopped with a checkpoint, 2 refused or wrong configuration). Anything else is
+a failure, 128 + n where a rank was killed by signal n. What was started is in <run_dir>/launch/<job>.<attempt>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import attempt
+from launch.envfile import read_environment
+from launch.facts import NONCE
+from launch.hostfile import Host, check_layout, read_hostfile, select_hosts, slurm_hosts, world_size
+from launch.hosts import Answers, Reach, ask, ask_slurm, disagreements, is_here, master_address
+from launch.launchers import LAUNCHERS, Plan, check_slots, commands, missing_programs, write_files
+from launch.outcome import EXIT_CONFIG, Outcome
+from megatron_ovenc.config import dump, load
+from megatron_ovenc.train.checkpoint import checkpoint_steps
+from megatron_ovenc.train.preflight import check_run
+
+RESTART_PAUSE_S = 5.0
+"""Seconds between an attempt's end and the next one's checks."""
+FRUITLESS_RESTARTS = 2
+"""Restarts from one and the same checkpoint after which the job is given up."""
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.submit", description="Check hosts, then train on them; see docs/cluster.md."
+    )
+    parser.add_argument("--config", required=True, help="YAML run configuration")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key"
+    )
+    parser.add_argument("--hostfile", type=Path, help="`<host> slots=<ranks>` a line; not with --launcher srun")
+    parser.add_argument("--include", default="", help="hosts and slots to use: node001@node002:0,2")
+    parser.add_argument("--exclude", default="", help="hosts and slots to leave out: node003@node004:7")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="pdsh", help="what starts the ranks (default: pdsh)")
+    parser.add_argument("--master-addr", help="address of the first host on the network where the ranks meet")
+    parser.add_argument("--master-port", type=int, default=29500, help="a free port of the first host (default: 29500)")
+    parser.add_argument("--env-file", type=Path, help="variables for the ranks, NAME=value or NAME a line")
+    parser.add_argument("--ssh-args", default="", help="further arguments of ssh: '-p 2222 -i key'")
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="start again up to N times after a failure"
+    )
+    parser.add_argument(
+        "--min-hosts", type=int, metavar="M", help="restart without unreachable hosts if at least M are left"
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=300,
+        metavar="S",
+        help="seconds for the checkpoint of a stopped run (default: 300)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check, print the command, start nothing")
+    return parser.parse_args(argv)
+
+
+class Job:
+    """A run on many hosts, over all its attempts."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Check everything that can be checked without asking another host.
+
+        Raises:
+            ValueError: what is wrong, and the line, key or flag to change.
+        """
+        self.options = options
+        self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self.hosts = select_hosts(_all_hosts(options), options.include, options.exclude)
+        self.reach = Reach(
+            tuple(shlex.split(options.ssh_args)),
+            local=options.launcher != "srun" and len(self.hosts) == 1 and is_here(self.hosts[0].name),
+        )
+        if options.launcher == "openmpi" and self.reach.local:
+            raise ValueError("--launcher openmpi on this host alone gains nothing; leave it out")
+        if missing := missing_programs(options.launcher, self.reach.local):
+            raise ValueError(f"--launcher {options.launcher} needs {', '.join(missing)} on this host; install it")
+        check_slots(options.launcher, self.hosts, self.reach.local)
+        self.declared = read_environment(options.env_file, os.environ) if options.env_file else {}
+        self.config = load(options.config, options.overrides)
+        self.run_dir = Path(self.config.run_dir).absolute()
+        self.check_world()
+
+    def check_world(self) -> None:
+        """Refuse a configuration that cannot run on as many ranks as there are slots now."""
+        check_layout(self.hosts, self.config.parallel.tensor)
+        check_run(self.config, world_size(self.hosts), computes_here=self.reach.local)
+
+    def plan(self, number: int) -> Plan:
+        """Ask all hosts and make everything ready for attempt `number`.
+
+        Raises:
+            ValueError: one sentence for each thing that is wrong with the hosts.
+        """
+        options, mark = self.options, f"{self.name}.{number}"
+        directory = self.run_dir / "launch" / mark
+        directory.mkdir(parents=True)
+        (directory / "config.yaml").write_text(dump(self.config))
+        nonce = secrets.token_hex(8)
+        (directory / NONCE).write_text(nonce)
+        answers = self._ask(directory)
+        if number > 1:
+            answers = self._drop_unreachable(answers)
+        unseen = [host for host in answers.facts if not (directory / f"{NONCE}.{host}").exists()]
+        if problems := _problems(answers, nonce, directory, options.master_port, unseen):
+            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        address, network = "127.0.0.1", ""
+        if not self.reach.local:
+            first = self.hosts[0].name
+            address, network = master_address(options.master_addr, first, answers.facts[first]["addresses"])
+            if options.master_addr is None:
+                print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
+        plan = Plan(
+            attempt=mark,
+            hosts=self.hosts,
+            launcher=options.launcher,
+            reach=self.reach,
+            directory=directory,
+            declared=self.declared,
+            address=address,
+            network=network,
+            port=options.master_port,
+        )
+        write_files(plan)
+        return plan
+
+    def _ask(self, directory: Path) -> Answers:
+        print(f"submit: asking {len(self.hosts)} hosts", flush=True)
+        if self.options.launcher == "srun":
+            return ask_slurm(self.hosts, directory, self.options.master_port)
+        return ask(self.hosts, self.reach, directory, self.options.master_port)
+
+    def _drop_unreachable(self, answers: Answers) -> Answers:
+        least = self.options.min_hosts
+        if not answers.unreachable or least is None:
+            return answers
+        left = [host for host in self.hosts if host.name not in answers.unreachable]
+        if len(left) < least:
+            raise ValueError(
+                f"{len(left)} hosts are reachable, --min-hosts wants {least}: {_reasons(answers.unreachable)}"
+            )
+        print(f"submit: going on without {_reasons(answers.unreachable)}", flush=True)
+        self.hosts = left
+        self.check_world()
+        return Answers(answers.facts, {}, answers.broken)
+
+    def last_step(self) -> int:
+        """Step of the newest complete checkpoint; 0 without one."""
+        return max(checkpoint_steps(self.run_dir / "checkpoints"), default=0)
+
+    def run(self) -> Outcome:
+        """Run attempts until one ends well, or is not worth another.
+
+        Raises:
+            ValueError: the hosts are not ready for the first attempt; nothing was started.
+        """
+        plan = self.plan(1)
+        _announce(plan)
+        if self.options.dry_run:
+            return Outcome(0, "dry run: nothing was started")
+        restarted_from: list[int] = []
+        with attempt.Stop() as stop:
+            outcome = attempt.run(plan, self.run_dir, stop, self.options.grace)
+            while outcome.worth_another and not stop.count and len(restarted_from) < self.options.restarts:
+                step = self.last_step()
+                if restarted_from[-FRUITLESS_RESTARTS:] == [step] * FRUITLESS_RESTARTS:
+                    given_up = f"given up: {FRUITLESS_RESTARTS} restarts from step {step} reached no further checkpoint"
+                    return Outcome(outcome.code, f"{outcome.reason}; {given_up}")
+                restarted_from.append(step)
+                number = len(restarted_from)
+                print(f"submit: {outcome.reason}", flush=True)
+                print(f"submit: restart {number} of {self.options.restarts} from step {step}", flush=True)
+                time.sleep(RESTART_PAUSE_S)
+                try:
+                    plan = self.plan(number + 1)
+                except ValueError as error:
+                    return Outcome(outcome.code, f"{outcome.reason}; not started again: {error}")
+                _announce(plan)
+                outcome = attempt.run(plan, self.run_dir, stop, self.options.grace)
+        return outcome
+
+
+def _all_hosts(options: argparse.Namespace) -> list[Host]:
+    if options.launcher != "srun":
+        if options.hostfile is None:
+            raise ValueError(
+                "--hostfile is missing; see hostfiles/ for examples, one line `localhost slots=8` for this machine"
+            )
+        return read_hostfile(options.hostfile)
+    if options.hostfile is not None or options.min_hosts is not None:
+        raise ValueError("--launcher srun takes its hosts from the allocation; remove --hostfile and --min-hosts")
+    return slurm_hosts(os.environ)
+
+
+def _problems(answers: Answers, nonce: str, directory: Path, port: int, unseen: Sequence[str]) -> list[str]:
+    problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
+    problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
+    if answers.facts:
+        problems += disagreements(answers.facts, nonce, directory, port)
+        problems += [f"what {host} writes to {directory} does not appear here" for host in unseen]
+    return problems
+
+
+def _reasons(unreachable: dict[str, str]) -> str:
+    return "; ".join(f"{host} ({reason})" for host, reason in unreachable.items())
+
+
+def _announce(plan: Plan) -> None:
+    print(f"submit: attempt {plan.attempt}: {world_size(plan.hosts)} ranks on {len(plan.hosts)} hosts", flush=True)
+    for command in commands(plan):
+        print(command, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, start, watch; returns the exit code."""
+    options = arguments(argv)
+    try:
+        outcome = Job(options).run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return 130  # while asking hosts: nothing had been started
+    print(
+        f"submit: {outcome.reason}; exit code {outcome.code}",
+        file=sys.stderr if outcome.code else sys.stdout,
+        flush=True,
+    )
+    return outcome.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
