@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ovenc.config import ConfigError, load
+from megatron_ovenc.config import ConfigError, RunConfig, load
 from megatron_ovenc.parallel.topology import Launch
-from megatron_ovenc.train.faults import EXIT_STOPPED, write_exit_status
+from megatron_ovenc.train.exit_status import ExitStatus
+from megatron_ovenc.train.faults import EXIT_STOPPED, StopRequests
 from megatron_ovenc.train.preflight import check_run
 
 
@@ -37,32 +38,39 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     options = arguments(argv)
-    try:
-        launch = Launch.from_environment()
-        config = load(options.config, options.overrides)
-        check_run(config, launch.world_size)
-    except ValueError as error:
-        # On every rank: what is wrong may be wrong on one host only.
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
-        return 2
-    from megatron_ovenc.train.build import launch_trainer  # megatron-core takes seconds to import; errors should not
-
-    run_dir, trainer = Path(config.run_dir), None
-    if launch.rank == 0:
-        write_exit_status(run_dir, "running", 0)  # whoever kills this run leaves the truth behind
-    try:
-        with launch_trainer(config, launch) as trainer:
-            outcome = trainer.train()
-    except BaseException as error:
-        step = trainer.state.step if trainer else 0
-        write_exit_status(run_dir, "failed", step, launch.rank, f"{type(error).__name__}: {error}")
-        if isinstance(error, ConfigError):
+    with (
+        StopRequests() as stop
+    ):  # from here on: a run that is told to stop while it starts stops with a checkpoint, too
+        try:
+            launch = Launch.from_environment()
+            config = load(options.config, options.overrides)
+            check_run(config, launch.world_size)
+        except ValueError as error:
+            # On every rank: what is wrong may be wrong on one host only.
+            rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+            print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
+            return 2
+        try:
+            return train(config, launch, stop)
+        except ConfigError as error:  # found only with all ranks together
             print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
             return 2
-        raise
+
+
+def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
+    """Train a checked configuration and leave its exit status; returns the exit code."""
+    from megatron_ovenc.train.build import launch_trainer  # megatron-core takes seconds to import; errors should not
+
+    status = ExitStatus(Path(config.run_dir), launch.rank)
+    status.begin()
+    with (
+        status.failures(),
+        launch_trainer(config, launch, status, stop) as trainer,
+        status.failures(lambda: trainer.state.step),
+    ):
+        outcome = trainer.train()
     if launch.rank == 0:
-        write_exit_status(run_dir, outcome, trainer.state.step)
+        status.end(outcome, trainer.state.step)
     return 0 if outcome == "finished" else EXIT_STOPPED
 
 

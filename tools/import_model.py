@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_ovenc.config import RunConfig, TrainConfig, dump
+from megatron_ovenc.config import CheckpointConfig, RunConfig, TrainConfig, dump
 from megatron_ovenc.model.published import to_published_config
 from megatron_ovenc.parallel.rectangle import Rectangle
-from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_path
+from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
+from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.weights import read_weights
 from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
 from tools.compare import (
@@ -54,7 +55,7 @@ def import_model(source: Path, output: Path, num_heads: int | None = None) -> tu
         }
         hugging_face = OneVisionEncoderModel(OneVisionEncoderConfig(**to_published_config(model)))
         load_strictly(hugging_face, published, source)
-        writer = Checkpointer(output, keep_last=0, asynchronous=False, config_text=dump(described))
+        writer = Checkpointer(output, CheckpointConfig(keep_last=0, asynchronous=False), dump(described))
         writer.save(tensors, {"step": 0})
         written = checkpoint_path(output, 0)
         read_back = build_encoder(model, read_weights(written)[1], str(written), topology)

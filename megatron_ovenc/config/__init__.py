@@ -17,6 +17,7 @@ from megatron_ovenc.config.tree import (
     RunConfig,
     ScheduleConfig,
     SourceConfig,
+    SpikeConfig,
     TrainConfig,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
+    "SpikeConfig",
     "TrainConfig",
     "check",
     "dump",

@@ -88,8 +88,27 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
     if config.log.bank_every < 0:
         yield f"log.bank_every={config.log.bank_every} must not be negative (0 never looks)"
-    if config.checkpoint.keep_last < 0:
-        yield f"checkpoint.keep_last={config.checkpoint.keep_last} must not be negative (0 keeps all)"
+    yield from _faults(config)
+
+
+def _faults(config: RunConfig) -> Iterator[str]:
+    """What a run does when something goes wrong."""
+    train, checkpoint = config.train, config.checkpoint
+    if checkpoint.keep_last < 0:
+        yield f"checkpoint.keep_last={checkpoint.keep_last} must not be negative (0 keeps all)"
+    if checkpoint.keep_every < 0:
+        yield f"checkpoint.keep_every={checkpoint.keep_every} must not be negative (0 keeps none for good)"
+    if checkpoint.keep_every and checkpoint.keep_last == 0:
+        yield "checkpoint.keep_every has no effect with checkpoint.keep_last=0, which keeps all; remove it"
+    if train.spike.factor <= 0 or train.spike.window < 10:
+        yield (
+            f"train.spike.factor={train.spike.factor} must be positive, train.spike.window={train.spike.window} at least 10"
+        )
+    if train.hang_timeout_s and train.hang_timeout_s <= config.data.sample_timeout_s:
+        yield (
+            f"train.hang_timeout_s={train.hang_timeout_s:g} must lie above data.sample_timeout_s={config.data.sample_timeout_s:g}, "
+            "which a slow sample may take, or be 0, which never looks"
+        )
 
 
 def _heads(config: RunConfig, world_size: int) -> Iterator[str]:

@@ -240,6 +240,18 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpikeConfig:
+    """What to do about a step whose loss lies far above those before it, in any head."""
+
+    action: Literal["none", "warn", "skip", "stop"] = "none"
+    """`warn` names the samples, `skip` also leaves the step out, `stop` also ends the run with the state before it saved."""
+    factor: float = 8.0
+    """Robust standard deviations above the median of the last losses that are a spike; above 0."""
+    window: int = 100
+    """Taken steps whose losses are compared with, at least 10; nothing is a spike before there are as many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Length and conduct of the run."""
 
@@ -250,7 +262,12 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialisation, data order, augmentation, positives and negatives."""
     max_skipped_steps: int = 10
-    """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops with a checkpoint."""
+    """Consecutive steps with a non-finite loss or gradient, or a spike, that are skipped before the run stops with a checkpoint."""
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    """Steps whose loss jumps."""
+    hang_timeout_s: float = 300.0
+    """Seconds without progress after which the job is ended and the rank that hangs is named; above data.sample_timeout_s. At
+    start-up, in the first step, in looks at the banks and in saves parallel.timeout_s holds if it is longer. 0 never looks."""
     stop_after: int | None = None
     """Step of the schedule at which to stop with a checkpoint although it runs to `steps`; for staged runs and tests."""
 
@@ -263,6 +280,8 @@ class CheckpointConfig:
     """Steps between checkpoints; one is also written at the end and when the run is told to stop."""
     keep_last: int = 3
     """Newest checkpoints that are kept; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good; 0 keeps none but the newest."""
     asynchronous: bool = True
     """Write in the background after a copy in memory, while training goes on."""
     resume: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,7 +87,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class PhaseTimer:
-    """Device time of the phases of a step, by CUDA events: the host never waits. On a CPU it measures nothing.
+    """Time of the phases of a step: on a GPU by CUDA events, for which the host never waits, on a CPU by the clock.
 
     with timer.phase("forward"):
         ...
@@ -96,12 +97,15 @@ class PhaseTimer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """What is queued on the device inside belongs to phase `name`; a phase may come several times."""
         if self._device.type != "cuda":
+            begun = time.monotonic()
             yield
+            self._add(name, time.monotonic() - begun)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -111,12 +115,15 @@ class PhaseTimer:
 
     def take(self) -> dict[str, float]:
         """Seconds by phase of what the device has finished since the last call; the rest is told by a later one."""
-        seconds: dict[str, float] = {}
         finished = [span for span in self._spans if span[2].query()]
         self._spans = [span for span in self._spans if span not in finished]
         for name, begin, end in finished:
-            seconds[name] = seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000
+            self._add(name, begin.elapsed_time(end) / 1000)
+        seconds, self._seconds = self._seconds, {}
         return seconds
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
 
 @contextmanager

@@ -22,11 +22,14 @@ from megatron_ovenc.parallel.device import choose_device, compute_capability, de
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.requirements import resolve_recipe
 from megatron_ovenc.parallel.topology import Launch, Topology, build_topology, init_world
-from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_path, checkpoint_steps
-from megatron_ovenc.train.faults import StopSignals
+from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path, checkpoint_steps
+from megatron_ovenc.train.checkpoint_reader import CheckpointError
+from megatron_ovenc.train.exit_status import ExitStatus
+from megatron_ovenc.train.faults import STOP_FILE, StopRequests
 from megatron_ovenc.train.metrics import MetricsWriter
 from megatron_ovenc.train.state import BatchSource, EncoderOptimizer, TrainState
 from megatron_ovenc.train.trainer import Trainer
+from megatron_ovenc.train.watchdog import Heartbeat, Watchdog
 from megatron_ovenc.train.weights import read_weights
 
 
@@ -125,7 +128,12 @@ def describe_layers(config: RunConfig, device: torch.device) -> str:
 
 @contextmanager
 def assemble(
-    config: RunConfig, topology: Topology, sources: Mapping[str, BatchSource] | None = None
+    config: RunConfig,
+    topology: Topology,
+    sources: Mapping[str, BatchSource] | None = None,
+    *,
+    stop: StopRequests | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> Iterator[Trainer]:
     """A Trainer on an existing topology, resumed if there is something to resume; closes everything on leaving.
 
@@ -133,8 +141,11 @@ def assemble(
         config: checked by `check_run`.
         topology: ranks, groups, device.
         sources: batches by head name instead of those that the configuration's sources describe.
+        stop: entered already, to know of requests that came earlier.
+        heartbeat: the one that a watchdog looks at.
     """
-    run_dir, save = Path(config.run_dir), config.checkpoint
+    run_dir = Path(config.run_dir)
+    heartbeat = heartbeat or Heartbeat()
     with ExitStack() as stack:
         if topology.is_main:
             (run_dir / "config.yaml").write_text(dump(config))
@@ -152,24 +163,31 @@ def assemble(
         )
         stack.callback(metrics.close)
         state, sharding = build_state(config, topology, sources)
-        timeout_s = config.parallel.timeout_s
-        checkpointer = Checkpointer(run_dir / "checkpoints", save.keep_last, save.asynchronous, dump(config), timeout_s)
+        heartbeat.note("start-up")
+        checkpointer = Checkpointer(run_dir / "checkpoints", config.checkpoint, dump(config), config.parallel.timeout_s)
         stack.callback(checkpointer.close)
         metrics.say(describe_layers(config, topology.device))
         resume(config, state, checkpointer, metrics)
-        stop = stack.enter_context(StopSignals())
-        yield Trainer(config, state, sharding, checkpointer, metrics, stop)
+        stop = stop or stack.enter_context(StopRequests())
+        if topology.is_main:
+            stop.file = run_dir / STOP_FILE
+        yield Trainer(config, state, sharding, checkpointer, metrics, stop, heartbeat)
+        heartbeat.note("end")
 
 
 @contextmanager
-def launch_trainer(config: RunConfig, launch: Launch) -> Iterator[Trainer]:
-    """Join the world that the launcher started, and assemble a Trainer in it."""
+def launch_trainer(config: RunConfig, launch: Launch, status: ExitStatus, stop: StopRequests) -> Iterator[Trainer]:
+    """Join the world that the launcher started, and assemble a Trainer in it, under a watchdog."""
     device = choose_device(config.parallel.device, launch.local_rank)
     prepare_device(device)
-    init_world(launch, device, config.parallel.timeout_s)
     timeout_s = config.parallel.timeout_s
+    init_world(launch, device, timeout_s)
     topology = build_topology(launch.world_size, launch.rank, config.parallel.tensor, device, timeout_s)
-    with assemble(config, topology) as trainer:
-        yield trainer
-    # Not after an error: peers may sit in a collective that this rank will never join, and teardown would wait for them.
-    dist.destroy_process_group()
+    status.join(topology.host_group)
+    heartbeat, hang_s = Heartbeat(), config.train.hang_timeout_s
+    watchdog = Watchdog(heartbeat, Path(config.run_dir), status, topology, timeout_s=hang_s, patient_s=timeout_s)
+    with watchdog:
+        with assemble(config, topology, stop=stop, heartbeat=heartbeat) as trainer:
+            yield trainer
+        # Not after an error: peers may sit in a collective that this rank will never join, and teardown would wait for them.
+        dist.destroy_process_group()

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import io
 import json
 import os
-import pickle
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -29,56 +28,15 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
 
+from megatron_ovenc.config import CheckpointConfig
 from megatron_ovenc.parallel.rectangle import Rectangle
+from megatron_ovenc.train.checkpoint_reader import CheckpointError, SafeReader
 
 MANIFEST = "manifest.json"
 OPTIONAL = (".uses",)
 """Ends of names of tensors that older checkpoints do not hold and that may start anew."""
 _NAME = re.compile(r"step_(\d{8})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or written; the message says which and why."""
-
-
-_METADATA_CLASSES = {
-    "torch.distributed.checkpoint.metadata": (
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.serialization": ("_get_layout",),
-    "torch": ("Size", "float32", "bfloat16", "float16", "float64", "int64", "int32"),
-    "pathlib": ("PosixPath", "Path"),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """DCP pickles its table of contents. Only what such a table is made of may come out of the file."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _METADATA_CLASSES.get(module, ()):
-            raise CheckpointError(
-                f"the checkpoint's .metadata names {module}.{name}, which has no place in it; not reading on"
-            )
-        return super().find_class(module, name)
-
-
-class SafeReader(dcp.FileSystemReader):
-    """DCP's reader, minus the ability of a file to run code."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        content = (Path(self.path) / ".metadata").read_bytes()
-        metadata = _MetadataUnpickler(io.BytesIO(content)).load()
-        metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
-        return metadata
 
 
 def checkpoint_steps(directory: Path) -> list[int]:
@@ -125,31 +83,45 @@ def _sha256(path: Path) -> str:
 class Checkpointer:
     """Saves and loads a run's checkpoints. Every method is collective: all ranks call it, in the same order."""
 
-    def __init__(
-        self, directory: Path, keep_last: int, asynchronous: bool, config_text: str, timeout_s: float = 1800.0
-    ) -> None:
+    def __init__(self, directory: Path, config: CheckpointConfig, config_text: str, timeout_s: float = 1800.0) -> None:
         self.directory = directory
-        self.keep_last = keep_last
+        self.config = config
         self.config_text = config_text
         # All ranks; nothing but checkpoints travels on it.
         self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if config.asynchronous else None
         self._pending: Future[None] | None = None
+        self._facts: dict[str, float] = {}
 
     def save(self, tensors: Mapping[str, Rectangle], scalars: Mapping[str, Any]) -> None:
         """Write the checkpoint of `scalars["step"]`; in the background if asynchronous, after waiting for the one before."""
+        begun = time.monotonic()
         self.wait()
         staged = {name: tensor.staged() if self._thread else tensor for name, tensor in tensors.items()}
         if self._thread is None:
-            self._write(staged, dict(scalars))
+            self._write(staged, dict(scalars), begun)
         else:
-            self._pending = self._thread.submit(self._write, staged, dict(scalars))
+            self._pending = self._thread.submit(self._write, staged, dict(scalars), time.monotonic())
+        self._stall_s = time.monotonic() - begun
 
     def wait(self) -> None:
         """Wait for a save under way; raises what went wrong with it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def failed(self) -> BaseException | None:
+        """What went wrong with a save in the background, without waiting for one that is under way. Not collective."""
+        return self._pending.exception() if self._pending is not None and self._pending.done() else None
+
+    def take_facts(self) -> dict[str, float]:
+        """Numbers of the save that has ended since this was last asked; empty if none has. Not collective.
+
+        Returns:
+            `step`; `stall_s`, seconds that training stood still for it; `write_s`, seconds until it was on disk; `bytes` on disk.
+        """
+        facts, self._facts = self._facts, {}
+        return facts | {"stall_s": self._stall_s} if facts else {}
 
     def close(self) -> None:
         """Finish what is being written."""
@@ -184,19 +156,32 @@ class Checkpointer:
             raise CheckpointError(f"{path} does not hold this run's tensors: {error}") from error
         return read_scalars(path)
 
-    def _write(self, tensors: dict[str, Rectangle], scalars: dict[str, Any]) -> None:
+    def _write(self, tensors: dict[str, Rectangle], scalars: dict[str, Any], begun: float) -> None:
         final = checkpoint_path(self.directory, scalars["step"])
         partial = final.with_suffix(".tmp")
         rank = dist.get_rank()
         self._together(lambda: self._make_room(partial) if rank == 0 else None)
+        try:
+            files = self._fill(partial, tensors, scalars, rank)
+            self._together(lambda: self._publish(partial, final, files) if rank == 0 else None)
+        except CheckpointError:
+            if rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)  # a full disk is left as full as it was
+            raise
+        size = sum(fact["bytes"] for fact in files.values())
+        self._facts = {"step": scalars["step"], "write_s": time.monotonic() - begun, "bytes": size}
+
+    def _fill(
+        self, partial: Path, tensors: dict[str, Rectangle], scalars: dict[str, Any], rank: int
+    ) -> dict[str, dict[str, Any]]:
+        """Write everything but the manifest; returns what that says of every file."""
         try:
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
         except dcp.api.CheckpointException as error:
             # Raised on every rank, with all ranks' failures; not an Exception by inheritance.
             raise CheckpointError(f"{partial} could not be written: {error}") from error
         facts = self._together(lambda: self._record(partial, scalars, rank))
-        merged = {name: fact for part in facts for name, fact in part.items()}
-        self._together(lambda: self._publish(partial, final, merged) if rank == 0 else None)
+        return {name: fact for part in facts for name, fact in part.items()}
 
     def _make_room(self, partial: Path) -> None:
         """An empty directory; what earlier saves left unfinished goes, or a full disk would stay full."""
@@ -233,16 +218,26 @@ class Checkpointer:
         manifest = partial / MANIFEST
         manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1, sort_keys=True))
         for path in (*partial.iterdir(), partial):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            _sync(path)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        if self.keep_last:
-            # Never more than this one's elders: an abandoned run may have left later steps behind.
-            elders = [
-                step for step in checkpoint_steps(self.directory) if checkpoint_path(self.directory, step) <= final
-            ]
-            for step in elders[: -self.keep_last]:
+        _sync(self.directory)
+        self._prune(final)
+
+    def _prune(self, newest: Path) -> None:
+        """Remove old checkpoints, but never younger ones: an abandoned run may have left later steps behind."""
+        keep_last, keep_every = self.config.keep_last, self.config.keep_every
+        elders = [s for s in checkpoint_steps(self.directory) if checkpoint_path(self.directory, s) <= newest]
+        for step in elders[:-keep_last] if keep_last else ():
+            if not keep_every or step % keep_every:
                 shutil.rmtree(checkpoint_path(self.directory, step))
+
+
+def _sync(path: Path) -> None:
+    """Have a file or directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

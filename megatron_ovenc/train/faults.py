@@ -1,9 +1,7 @@
-"""What may go wrong or be asked of a run from outside, and how all ranks come to agree on it."""
+"""How a run is asked to stop, and what it raises when it cannot go on."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +11,40 @@ from typing import Any
 EXIT_STOPPED = 75
 """Exit code of a run that was told to stop and can be continued (EX_TEMPFAIL: a scheduler may requeue it)."""
 
+STOP_FILE = "STOP"
+"""Name of the file in the run directory that stops the run, for those who can write a file but send no signal."""
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the last good state has been saved."""
 
 
-class StopSignals:
-    """Notes SIGTERM and SIGUSR1 while entered; the loop asks `received` once a step, so that nothing stops half-way."""
+class StopRequests:
+    """Notes SIGTERM and SIGUSR1 while entered, however often they come, and looks for the stop file.
+
+    Nothing stops half-way: the loop asks `received` once a step, and all ranks agree on the answer. A signal that comes while a
+    checkpoint is written, before the first step or in a wait for data is therefore obeyed at the next of these places.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.received = False
+        self.file: Path | None = None
+        """Where the stop file would lie; None on ranks that do not look."""
+        self._signalled = False
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
-    def __enter__(self) -> StopSignals:
+    @property
+    def received(self) -> bool:
+        """Whether this rank knows of a request."""
+        return self._signalled or (self.file is not None and self.file.exists())
+
+    def obeyed(self) -> None:
+        """Take the stop file away, so that the next start does not stop at once."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def __enter__(self) -> StopRequests:
         for number in self.SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -39,16 +56,4 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-
-def write_exit_status(run_dir: Path, status: str, step: int, rank: int = 0, detail: str = "") -> None:
-    """Leave `exit_status.json`: launchers lose exit codes (DeepSpeed's reports death by a signal as success).
-
-    `job` is the attempt that `launch.submit` started (None without it), so that an older file is not taken for this run's.
-    """
-    job = os.environ.get("OVENC_JOB")
-    text = json.dumps({"status": status, "step": step, "rank": rank, "detail": detail, "job": job})
-    partial = run_dir / f"exit_status.json.{rank}.tmp"
-    partial.write_text(text)
-    partial.rename(run_dir / "exit_status.json")
+        self._signalled = True

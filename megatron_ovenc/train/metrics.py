@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from megatron_ovenc.config import LogConfig
+from megatron_ovenc.train.stragglers import WORTH_TELLING, slowest
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "B200": 2250.0, "L40S": 362.0}
 """Dense bf16 peaks in TFLOP/s, by what the device's name contains (vendor data sheets)."""
@@ -51,7 +52,13 @@ class StepMetrics:
     bad_samples: int
     """Samples replaced so far in this session, all ranks."""
     phases: dict[str, float]
-    """Device seconds of this rank by phase (forward, bank, backward, optimizer) since the last step; on a GPU only."""
+    """Device seconds of this rank by phase (forward, bank, backward, optimizer) since the last step."""
+    data_max_s: float
+    """Seconds that the rank with the longest wait for data waited."""
+    own_s: list[float]
+    """Seconds that each rank took by itself (see stragglers.py)."""
+    checkpoint: dict[str, float]
+    """Numbers of a save that has ended since the last step (see Checkpointer.take_facts); empty in most."""
     banks: dict[str, float]
     """What a look at the banks found, by `<head>/<name>`; empty in steps without one."""
 
@@ -124,7 +131,13 @@ class MetricsWriter:
             "memory_gib": last.memory_bytes / 2**30,
             "bad_samples": last.bad_samples,
             "skipped": sum(m.skipped for m in window),
+            "wait/data_max_s": sum(m.data_max_s for m in window) / len(window),
         }
+        if len(last.own_s) > 1:
+            record["straggler/rank"], record["straggler/ratio"] = slowest(
+                [sum(s) for s in zip(*(m.own_s for m in window), strict=True)]
+            )
+        record |= {f"checkpoint/{name}": value for metrics in window for name, value in metrics.checkpoint.items()}
         for name in sorted({name for metrics in window for name in metrics.phases}):
             record[f"time/{name}_s"] = sum(m.phases.get(name, 0.0) for m in window) / len(window)
         if self._peak_flops:
@@ -150,10 +163,12 @@ class MetricsWriter:
         ]
         if "mfu" in record:
             parts.insert(6, f"MFU {record['mfu']:.1%}")
+        if record.get("straggler/ratio", 0) >= WORTH_TELLING:
+            parts.append(f"SLOWEST rank {record['straggler/rank']}, {record['straggler/ratio']:.1f} x the median")
         if record["bad_samples"]:
             parts.append(f"bad {record['bad_samples']}")
         if record["skipped"]:
-            parts.append(f"SKIPPED {record['skipped']} non-finite")
+            parts.append(f"SKIPPED {record['skipped']}")
         return " | ".join(parts)
 
 

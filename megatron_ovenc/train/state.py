@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -105,6 +105,8 @@ class TrainState:
     topology: Topology
     step: int = 0
     """Optimizer steps taken, skipped ones included."""
+    recent_losses: dict[str, list[float]] = field(default_factory=dict)
+    """Losses of the last taken steps by head, the newest last, for telling a spike (train.spike)."""
 
     def tensors(self) -> dict[str, Rectangle]:
         """All tensors of a checkpoint, by name, as this rank's rectangles of global tensors, every bank row up to date."""
@@ -135,6 +137,7 @@ class TrainState:
             "step": self.step,
             "encoder_updates": self.encoder_optimizer.updates,
             "sources": {head: source.state_dict() for head, source in self.sources.items()},
+            "recent_losses": self.recent_losses,
         }
 
     def load_scalars(self, scalars: Mapping[str, Any]) -> None:
@@ -142,6 +145,7 @@ class TrainState:
         self.step = scalars["step"]
         self.bank_optimizer.restored()
         self.encoder_optimizer.updates = scalars["encoder_updates"]
+        self.recent_losses = scalars.get("recent_losses", {})  # older checkpoints have none
         for head, source in self.sources.items():
             source.load_state_dict(scalars["sources"][head])
 

@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_ovenc.config import ConfigError, ModelConfig, load
 from megatron_ovenc.model.published import from_published_config, to_published
-from megatron_ovenc.train.checkpoint import MANIFEST, SafeReader, checkpoint_path, checkpoint_steps, damage
+from megatron_ovenc.train.checkpoint import MANIFEST, checkpoint_path, checkpoint_steps, damage
+from megatron_ovenc.train.checkpoint_reader import SafeReader
 
 RELEASED_HEAD_DIM = 64
 """Channels of a head in every released size; what a `.pt` file is taken to have."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from megatron_ovenc.concept_bank import row_range
 from megatron_ovenc.concept_bank.centres import check_centres, stored_centres
 from megatron_ovenc.concept_bank.files import DTYPES, INDEX, open_bank, part_range
+from megatron_ovenc.config import CheckpointConfig
 from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.checkpoint import Checkpointer
@@ -322,7 +323,7 @@ def test_an_interrupted_renaming_leaves_no_bank(folder: Path, monkeypatch: pytes
 
 def save_on_rank(topology: Topology, directory: Path) -> None:
     """Two banks as a run's checkpoint holds them."""
-    checkpointer = Checkpointer(directory, 0, False, "")
+    checkpointer = Checkpointer(directory, CheckpointConfig(keep_last=0, asynchronous=False), "")
     lo, hi = row_range(7, topology.world, topology.rank)
     tensors = {
         f"banks.{head}.weight": Rectangle.of(WEIGHT[lo:hi] + number, (7, 5), (lo, 0))

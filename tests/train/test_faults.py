@@ -14,7 +14,8 @@ from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
-from megatron_ovenc.train.checkpoint import Checkpointer, CheckpointError, checkpoint_steps
+from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_steps
+from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.faults import TrainingError
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource

@@ -26,7 +26,8 @@ from megatron_ovenc.config import (
 )
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
-from megatron_ovenc.train.checkpoint import CheckpointError, SafeReader, checkpoint_path, checkpoint_steps, damage
+from megatron_ovenc.train.checkpoint import checkpoint_path, checkpoint_steps, damage
+from megatron_ovenc.train.checkpoint_reader import CheckpointError, SafeReader
 from megatron_ovenc.train.preflight import check_run
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource

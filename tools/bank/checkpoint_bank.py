@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_ovenc.concept_bank.files import BankFileError
 from megatron_ovenc.parallel.rectangle import Rectangle
-from megatron_ovenc.train.checkpoint import SafeReader, damage
+from megatron_ovenc.train.checkpoint import damage
+from megatron_ovenc.train.checkpoint_reader import SafeReader
 from megatron_ovenc.train.weights import find_checkpoint
 
 _PREFIX, _SUFFIX = "banks.", ".weight"
