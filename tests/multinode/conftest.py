@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.samples import clip_bytes, coded_frames, image_bytes, write_shard
-from tests.multinode.faults import Fault, FaultTable
+from tests.multinode.case import SOON_S, Case
+from tests.multinode.fault_table import FaultTable
 from tests.multinode.hosts import TwoHosts, missing
-from tests.multinode.job import EVERY, STEPS, Job, losses
+from tests.multinode.job import EVERY, ROOT, STEPS, Job, Losses, losses
 
 CLASSES = 12
 
@@ -21,10 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+def hosts() -> Iterator[TwoHosts]:
     if reason := missing():
         pytest.skip(reason)
-    pair = TwoHosts(tmp_path_factory.mktemp("hosts"))
+    pair = TwoHosts(ROOT / "output" / "two_hosts")
+    pair.down()  # what a session that was killed has left
     pair.up()
     yield pair
     pair.down()
@@ -52,9 +54,9 @@ heads:
     global_batch_size: 4
     bank: {{num_classes: {CLASSES}, positives: 2}}
     source: {{kind: video, shards: ["{folder}/clips-*.tar"], size: 28, clip_frames: 16, num_frames: 4, tokens: 8}}
-train: {{steps: {STEPS}}}
-parallel: {{device: cpu, tensor: 2, timeout_s: 60}}
-data: {{workers: 1, prefetch: 2}}
+train: {{steps: {STEPS}, hang_timeout_s: 60}}
+parallel: {{device: cpu, tensor: 2, timeout_s: 120}}
+data: {{workers: 1, prefetch: 2, sample_timeout_s: 10}}
 checkpoint: {{every: {EVERY}}}
 log: {{every: 6, tensorboard: false, bank_every: 4}}
 """)
@@ -62,24 +64,23 @@ log: {{every: 6, tensorboard: false, bank_every: 4}}
 
 
 @pytest.fixture(scope="session")
-def undisturbed(hosts: TwoHosts, config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
+def undisturbed(hosts: TwoHosts, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
     """Losses by step of a run on 2 hosts x 2 ranks, tensor size 2, that nothing happens to."""
     job = Job(hosts, config, tmp_path_factory.mktemp("undisturbed"))
-    ended = job.run()
-    assert ended.code == 0, job.output
-    assert not ended.left
+    with job.running():
+        assert job.wait() == 0, job.output
+    assert not job.left
     return losses(job.run_dir)
 
 
 @pytest.fixture(scope="session")
 def fault_table(request: pytest.FixtureRequest) -> Iterator[FaultTable]:
-    table = FaultTable()
+    table = FaultTable(STEPS, EVERY, SOON_S)
     yield table
     if path := request.config.getoption("--fault-table", default=None):
         table.write(path)
 
 
 @pytest.fixture
-def record(fault_table: FaultTable) -> Callable[[Fault], None]:
-    """Takes what a case measured into the table."""
-    return fault_table.add
+def case(hosts: TwoHosts, config: Path, undisturbed: Losses, tmp_path: Path, fault_table: FaultTable) -> Case:
+    return Case(hosts, config, undisturbed, tmp_path / "run", fault_table)

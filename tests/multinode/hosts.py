@@ -4,6 +4,7 @@
     python -m tests.multinode.hosts run STATE COMMAND...     run a command on node1, in this directory
     python -m tests.multinode.hosts cut | heal STATE         take node2's cable out of the switch, or put it back
     python -m tests.multinode.hosts down STATE               remove them and every process on them
+    python -m tests.multinode.hosts packages                 install what they are made of, where one may (Debian, Ubuntu)
 
 Needs root, iproute2, util-linux, openssh-server and pdsh. Names are derived from the STATE directory, so that several checkouts do
 not meet; the switch is a network namespace too, so the machine's own network is not touched. `ip netns exec` binds what lies in
@@ -13,6 +14,7 @@ not meet; the switch is a network namespace too, so the machine's own network is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
@@ -27,6 +29,7 @@ NODES = ("node1", "node2")
 ADDRESSES = {"node1": "10.77.0.1", "node2": "10.77.0.2"}
 PACKAGES = ("iproute2", "openssh-server", "pdsh", "faketime")
 """Debian's names of what the hosts are made of."""
+SMALL_DISK = "16m"
 _CLOCK = "/usr/$LIB/faketime/libfaketime.so.1"
 """Preloaded where a host's clock shall be wrong; $LIB is the dynamic linker's."""
 
@@ -46,6 +49,13 @@ def missing() -> str:
     return f"this container may not make namespaces: {probe.stderr.strip()}" if probe.returncode else ""
 
 
+def install() -> None:
+    """Install what `missing` misses, where that is a matter of apt-get; otherwise do nothing."""
+    if os.geteuid() == 0 and shutil.which("apt-get") and "not found" in missing():
+        _call("apt-get", "update", "-qq")
+        _call("apt-get", "install", "-y", "-qq", *PACKAGES)
+
+
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
@@ -54,6 +64,8 @@ class TwoHosts:
 
     def __init__(self, state: Path) -> None:
         self.state = state.resolve()
+        self.small_disk = self.state / "small"
+        """A disk of SMALL_DISK that both hosts see."""
         self._tag = "ov" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
 
     # ---- life
@@ -65,6 +77,9 @@ class TwoHosts:
         key = self.state / "id"
         if not key.exists():
             _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+        self.small_disk.mkdir(exist_ok=True)
+        if not self.small_disk.is_mount():  # before the hosts start: they see what is mounted by then
+            _call("mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(self.small_disk))
         switch = self._namespace("switch")
         if not _exists(switch):
             _call("ip", "netns", "add", switch)
@@ -72,14 +87,14 @@ class TwoHosts:
             _call("ip", "-n", switch, "link", "set", "bridge", "up")
         for node in NODES:
             self.boot(node)
-        names = "".join(f"{node} slots=2\n" for node in NODES)
-        (self.state / "hostfile").write_text(names)
+        (self.state / "hostfile").write_text("".join(f"{node} slots=2\n" for node in NODES))
 
     def boot(self, node: str, clock_s: float = 0.0) -> None:
         """Start a host that is down; its clock is `clock_s` seconds ahead. Waits until it takes logins."""
         if self.init_pid(node) is not None:
             return
-        self._plug_in(node)
+        self._wire(node)
+        self._plug(node, "up")
         self._write_etc(node)
         clock = f"-oSetEnv=LD_PRELOAD={_CLOCK} FAKETIME={clock_s:+g}s FAKETIME_DONT_FAKE_MONOTONIC=1"
         daemon = ["/usr/sbin/sshd", "-D", "-e", *([clock] if clock_s else [])]
@@ -104,9 +119,13 @@ class TwoHosts:
             if _exists(name):
                 _call("ip", "netns", "del", name)
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+        if self.small_disk.is_mount():
+            _call("umount", "--lazy", str(self.small_disk))
 
     def power_off(self, node: str) -> None:
-        """End every process of a host at once, without a word to any of them."""
+        """End every process of a host at once; nobody on the network hears of it, for the cable is out before."""
+        if node != "switch" and _exists(self._namespace(node)):
+            self._plug(node, "down")
         for pid in self._all_pids(node):
             _kill(pid)
         _wait(lambda: not self._all_pids(node), f"processes on {node} outlive SIGKILL")
@@ -133,26 +152,30 @@ class TwoHosts:
 
     def cut(self) -> None:
         """Packets between the hosts are lost from now on."""
-        _call("ip", "-n", self._namespace("switch"), "link", "set", "node2", "down")
+        self._plug("node2", "down")
 
     def heal(self) -> None:
         """Packets pass again."""
-        _call("ip", "-n", self._namespace("switch"), "link", "set", "node2", "up")
+        self._plug("node2", "up")
 
     # ---- parts
 
     def _namespace(self, node: str) -> str:
         return f"{self._tag}-{node}"
 
-    def _plug_in(self, node: str) -> None:
+    def _wire(self, node: str) -> None:
         name, switch = self._namespace(node), self._namespace("switch")
         if _exists(name):
             return
         _call("ip", "netns", "add", name)
         _call("ip", "-n", switch, "link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", name)
-        _call("ip", "-n", switch, "link", "set", node, "master", "bridge", "up")
+        _call("ip", "-n", switch, "link", "set", node, "master", "bridge")
         _call("ip", "-n", name, "addr", "add", f"{ADDRESSES[node]}/24", "dev", "eth0")
         _call("ip", "-n", name, "link", "set", "eth0", "up")
+
+    def _plug(self, node: str, state: str) -> None:
+        """Put a host's cable into the switch (`up`) or take it out (`down`)."""
+        _call("ip", "-n", self._namespace("switch"), "link", "set", node, state)
 
     def _write_etc(self, node: str) -> None:
         """This host's /etc/hosts and /etc/ssh."""
@@ -164,7 +187,8 @@ class TwoHosts:
         if not host_key.exists():
             _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host_key))
         (etc / "ssh" / "ssh_config").write_text(
-            f"Host *\n  IdentityFile {self.state}/id\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
+            f"Host *\n  IdentityFile {self.state}/id\n  StrictHostKeyChecking no\n"
+            "  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
         )
         (etc / "ssh" / "sshd_config").write_text(
             f"HostKey {Path('/etc/ssh') / host_key.name}\nAuthorizedKeysFile {self.state}/id.pub\nStrictModes no\n"
@@ -193,10 +217,8 @@ def _call(*command: str) -> None:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _status(pid: int) -> Mapping[str, str]:
@@ -228,10 +250,15 @@ def _wait(condition: object, complaint: str, seconds: float = 20.0) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("up", "run", "cut", "heal", "down"))
-    parser.add_argument("state", type=Path, help="directory of keys, logs and the hostfile")
+    parser.add_argument("action", choices=("up", "run", "cut", "heal", "down", "packages"))
+    parser.add_argument("state", type=Path, nargs="?", help="directory of keys, logs and the hostfile")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
+    if options.action == "packages":
+        install()
+        return 0
+    if options.state is None:
+        parser.error("which STATE?")
     if reason := missing():
         print(f"error: {reason}", file=sys.stderr)
         return 2

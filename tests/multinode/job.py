@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -12,42 +13,34 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-from tests.multinode.hosts import ADDRESSES, NODES, TwoHosts
+from tests.multinode.hosts import NODES, TwoHosts
 
 ROOT = Path(__file__).parents[2]
-STEPS, EVERY = 24, 6
+INJECT = Path(__file__).parent / "inject"
+STEPS, EVERY = 30, 6
 """Length of the runs, and steps between checkpoints."""
-DEADLINE_S = 150.0
+DEADLINE_S = 240.0
 """Nothing here takes longer, not even on a busy machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """What a job left behind."""
-
-    code: int
-    """Exit code of the command."""
-    at: float
-    """time.time() when it ended."""
-    left: tuple[str, ...]
-    """Command lines of processes that outlived it, `host: words`."""
+Losses = dict[int, dict[str, float]]
+"""Loss by head, by step."""
 
 
 class Job:
-    """One start of a run.
+    """One start of a run, by launch.submit on node1.
 
     Args:
         hosts: where; they are up.
         config: YAML run configuration.
         run_dir: overrides the configuration's.
-        nodes: hosts to use, in order.
         sets: further overrides, `key=value`.
+        nodes: hosts to use, in order; two ranks on each.
         fault: what tests/multinode/inject makes go wrong in one rank.
         submit: further options of launch.submit.
     """
@@ -63,28 +56,35 @@ class Job:
         submit: tuple[str, ...] = (),
     ) -> None:
         self.hosts, self.run_dir = hosts, run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
-        hostfile, variables = run_dir / "hostfile", run_dir / "variables.env"
-        hostfile.write_text("".join(f"{node} slots=2\n" for node in nodes))
-        lines = ["GLOO_SOCKET_IFNAME=eth0", "DS_ACCELERATOR=cpu", "OMP_NUM_THREADS=1"]
-        self.fault_log = run_dir / "fault.json"
+        papers = run_dir.with_name(run_dir.name + ".job")
+        papers.mkdir(parents=True, exist_ok=True)
+        (papers / "hostfile").write_text("".join(f"{node} slots=2\n" for node in nodes))
+        self.fault_log, self.output_file = papers / "fault.json", papers / "output.txt"
         self.fault_log.unlink(missing_ok=True)
+        variables = ["GLOO_SOCKET_IFNAME=eth0", "DS_ACCELERATOR=cpu", "OMP_NUM_THREADS=1"]
         if fault:
-            lines.append(f"TEST_FAULT={fault},log={self.fault_log}")
-        variables.write_text("\n".join(lines) + "\n")
+            variables.append(f"TEST_FAULT={fault},log={self.fault_log}")
+        (papers / "ranks.env").write_text("\n".join(variables) + "\n")
         overrides = [word for override in (f"run_dir={run_dir}", *sets) for word in ("--set", override)]
         self.words = [
-            str(Path(sys.executable).with_name("deepspeed")),
-            "--hostfile", str(hostfile), "--master_addr", ADDRESSES[nodes[0]], "--no_local_rank", "--force_multi",
-            "--module", "launch.pretrain", "--config", str(config), *overrides,
-        ]  # fmt: skip
-        self.environment = os.environ | {
-            "DS_ACCELERATOR": "cpu",
-            "DS_ENV_FILE": str(variables),
-            "PYTHONPATH": str(ROOT / "tests" / "multinode" / "inject"),
-        }
+            sys.executable,
+            "-m",
+            "launch.submit",
+            "--hostfile",
+            f"{papers}/hostfile",
+            "--config",
+            str(config),
+        ]
+        self.words += [*overrides, "--env-file", f"{papers}/ranks.env", *submit]
+        # A dead connection is noticed after 6 times this.
+        self.words += ["--ssh-args", "-o ServerAliveInterval=2"]
+        self.environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(INJECT)}
         self.lines: list[tuple[float, str]] = []
         """What was printed so far, and when."""
+        self.ended_at: float | None = None
+        """time.time() of its end."""
+        self.left: tuple[str, ...] = ()
+        """Command lines of processes that outlived it, `host: words`."""
 
     @contextmanager
     def running(self) -> Iterator[Job]:
@@ -110,24 +110,27 @@ class Job:
             self.process.kill()
             self.process.wait()
             reader.join(5)
-            (self.run_dir / "output.txt").write_text("".join(f"{at:.2f} {line}\n" for at, line in self.lines))
+            self.output_file.write_text("".join(f"{at:.2f} {line}\n" for at, line in self.lines))
 
-    def run(self) -> Ended:
-        """Start it and wait for its end."""
-        with self.running():
-            return self.ended()
-
-    def ended(self, seconds: float = DEADLINE_S) -> Ended:
-        """Wait for its end."""
-        code = self.process.wait(seconds)
-        at = time.time()
+    def wait(self, seconds: float = DEADLINE_S) -> int:
+        """Wait for its end, and look for what it leaves; returns its exit code."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end within {seconds:g} s:\n{self.output}") from None
+        self.ended_at = time.time()
         time.sleep(1.0)  # what has been killed a moment ago may still be in the table of processes
-        left = [f"{node}: {line}" for node in NODES for pid in self.hosts.pids(node) if (line := _command(pid))]
-        return Ended(code=code, at=at, left=tuple(left))
+        self.look_for_leftovers()
+        return code
 
-    def said(self, pattern: str) -> tuple[float, str] | None:
-        """The first printed line that a regular expression is found in, and when."""
-        return next(((at, line) for at, line in self.lines if re.search(pattern, line)), None)
+    def look_for_leftovers(self) -> None:
+        """Note what runs on the hosts although the job has ended."""
+        found = ((node, _command(pid)) for node in NODES for pid in self.hosts.pids(node))
+        self.left = tuple(f"{node}: {line}" for node, line in found if line)
+
+    def said(self, pattern: str, since: float = 0.0) -> tuple[float, str] | None:
+        """The first line printed since then that a regular expression is found in, and when."""
+        return next(((at, line) for at, line in self.lines if at >= since and re.search(pattern, line)), None)
 
     @property
     def output(self) -> str:
@@ -136,8 +139,10 @@ class Job:
     # ---- to watch and to disturb
 
     def wait_for_step(self, step: int) -> None:
-        """Until that many steps have been taken."""
+        """Until that many steps have been taken, and the checkpoint before is complete."""
+        due = step // EVERY * EVERY
         self.wait_until(lambda: any(number >= step for number, _ in records(self.run_dir)), f"step {step}")
+        self.wait_until(lambda: max(checkpoints(self.run_dir), default=0) >= due, f"checkpoint of step {due}")
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = DEADLINE_S) -> None:
         """Poll; a job that ends meanwhile is an error that shows its output."""
@@ -160,6 +165,11 @@ class Job:
             if "python" in _command(pid).split(" ")[0] and "deepspeed.launcher.launch" in _command(pid)
         ]
 
+    def submit_process(self) -> psutil.Process:
+        """launch.submit itself, which what enters the host waits for."""
+        (process,) = (p for p in psutil.Process(self.process.pid).children() if "launch.submit" in p.cmdline())
+        return process
+
     def fault_time(self) -> float:
         """When the planned fault happened, as time.time()."""
         self.wait_until(self.fault_log.exists, "planned fault")
@@ -177,10 +187,13 @@ def records(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
     path = run_dir / "metrics.jsonl"
     whole = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     parsed = [json.loads(line) for line in whole]
-    return [(r["step"], {key: v for key, v in r.items() if key.startswith("loss")}) for r in parsed]
+    return [
+        (r["step"], {key: math.nan if v is None else v for key, v in r.items() if key.startswith("loss/")})
+        for r in parsed
+    ]
 
 
-def losses(run_dir: Path) -> dict[int, dict[str, float]]:
+def losses(run_dir: Path) -> Losses:
     """Losses by step; of a step that was taken again, the later ones."""
     return dict(records(run_dir))
 
@@ -191,13 +204,12 @@ def steps_lost(run_dir: Path) -> int:
     return sum(1 for step in range(1, max(steps) + 1) for _ in range(steps.count(step) - 1))
 
 
-def largest_difference(ours: dict[int, dict[str, float]], expected: dict[int, dict[str, float]]) -> float:
-    """Largest relative difference of any loss of any step; infinite when the steps are not the same."""
+def largest_difference(ours: Losses, expected: Losses) -> float:
+    """Largest relative difference of any loss of any step; infinite when steps are missing or one alone is not finite."""
     if ours.keys() != expected.keys():
         return math.inf
-    return max(
-        abs(ours[step][head] - value) / abs(value) for step, heads in expected.items() for head, value in heads.items()
-    )
+    pairs = [(ours[step][head], value) for step, heads in expected.items() for head, value in heads.items()]
+    return max(0.0 if not math.isfinite(a) and not math.isfinite(b) else abs(a - b) / abs(b) for a, b in pairs)
 
 
 def checkpoints(run_dir: Path) -> list[int]:
@@ -209,7 +221,7 @@ def _rank(pid: int) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
         words = process.cmdline()
-        return process if ("-m", "launch.pretrain") in zip(words, words[1:], strict=False) else None
+        return process if ("-m", "launch.pretrain") in itertools.pairwise(words) else None
     except psutil.Error:
         return None
 
@@ -222,7 +234,5 @@ def _command(pid: int) -> str:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

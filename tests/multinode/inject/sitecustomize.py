@@ -2,8 +2,8 @@
 
     TEST_FAULT=rank=3,call=12,at=megatron_ovenc.train.bank_watch:BankWatch.look,do=SIGTERM,log=/shared/fault.json
 
-The 12th call of that method in rank 3 sends the process SIGTERM first (any signal; SIGSTOP makes it sleep), or with `do=nan` returns a
-batch whose pixels are no numbers. `calls=9` goes on for so many calls. The moment is written to `log`.
+The 12th call of that method (or, without a dot, function) in rank 3 sends the process SIGTERM first, or any other signal; with
+`do=nan` it returns a batch whose pixels are no numbers. The moment is written to `log`.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class _Fault:
         words = dict(word.split("=", 1) for word in text.split(","))
         self.module, self.method = words["at"].split(":")
         self.rank, self.do, self.log = words["rank"], words["do"], words["log"]
-        self.first = int(words["call"])
-        self.last = self.first + int(words.get("calls", 1))
+        self.call = int(words["call"])
         self.count = 0
 
     def install(self, module: ModuleType) -> None:
-        owner, name = self.method.split(".")
-        original = getattr(vars(module)[owner], name)
+        *owners, name = self.method.split(".")
+        owner = vars(module)[owners[0]] if owners else module
+        original = getattr(owner, name)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             self.count += 1
-            due = self.first <= self.count < self.last
-            if due and self.count == self.first:
+            due = self.count == self.call
+            if due:
                 self._note()
             if due and self.do != "nan":
                 os.kill(os.getpid(), signal.Signals[self.do])
             result = original(*args, **kwargs)
             return _poisoned(result) if due and self.do == "nan" else result
 
-        setattr(vars(module)[owner], name, wrapper)
+        setattr(owner, name, wrapper)
 
     def _note(self) -> None:
         with open(self.log, "w") as file:

@@ -1,0 +1,86 @@
+"""What every case needs: it starts jobs, resumes what they left, compares with the undisturbed run, and records the row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.multinode.fault_table import Fault, FaultTable
+from tests.multinode.hosts import TwoHosts
+from tests.multinode.job import EVERY, ROOT, Job, Losses, largest_difference, losses, steps_lost
+
+SOON_S = 15
+SOON = (f"train.hang_timeout_s={SOON_S}", "data.sample_timeout_s=10")
+"""Settings under which a hang is found in seconds; not for a machine that is busy with other things."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One disturbed run, in a directory of its own."""
+
+    hosts: TwoHosts
+    config: Path
+    undisturbed: Losses
+    run_dir: Path
+    table: FaultTable
+
+    def job(
+        self, *sets: str, fault: str = "", submit: tuple[str, ...] = (), nodes: tuple[str, ...] = ("node1", "node2")
+    ) -> Job:
+        """The run's next job."""
+        return Job(self.hosts, self.config, self.run_dir, *sets, fault=fault, submit=submit, nodes=nodes)
+
+    def resume_alone(self, *sets: str, environment: dict[str, str] | None = None) -> str:
+        """Go on in one process, outside the hosts and without a launcher; returns what it printed."""
+        words = [sys.executable, "-m", "launch.pretrain", "--config", str(self.config)]
+        for override in (f"run_dir={self.run_dir}", "parallel.tensor=1", *sets):
+            words += ["--set", override]
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=240, check=False, env=environment, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def record(
+        self, what: str, job: Job, at: float, said: str, *, goes_on: bool = False, reference: Losses | None = None
+    ) -> Fault:
+        """Take the row of a fault that happened `at`, and hold it to what is promised of every one.
+
+        Args:
+            what: was done.
+            job: the disturbed one; it has ended, and what it left has been resumed.
+            at: time.time() of the fault.
+            said: pattern of the first line about it; empty when there is nothing to say.
+            goes_on: whether the job was to go on.
+            reference: losses to compare with instead of the undisturbed run's.
+        """
+        line = job.said(said, at) if said else None
+        assert line or not said, f"nothing like {said!r} in\n{job.output}"
+        assert job.ended_at is not None
+        row = Fault(
+            case=what,
+            noticed_s=line[0] - at if line else None,
+            ended_s=None if goes_on else job.ended_at - at,
+            code=job.process.returncode,
+            said=line[1] if line else "",
+            lost=steps_lost(self.run_dir),
+            difference=largest_difference(losses(self.run_dir), reference or self.undisturbed),
+            left=len(job.left),
+        )
+        self.table.rows.append(row)
+        assert row.difference < 1e-5
+        assert row.lost <= EVERY
+        assert not job.left
+        return row
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Poll until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
+        time.sleep(0.05)
