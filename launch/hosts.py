@@ -57,7 +57,7 @@ class Reach:
     @property
     def ssh_options(self) -> tuple[str, ...]:
         """Options of every connection: no password prompts, and a dead network is noticed."""
-        return (*_SSH, *self.ssh_args)
+        return (*self.ssh_args, *_SSH)  # ssh takes the first value of an option: the user's
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ _PROGRAMS = {
     "srun": ("srun", "scontrol"),
 }
 _FORWARDED_BY_DEEPSPEED = ("MLFLOW", "MV2", "UCX", "NCCL")
+"""Prefixes of what DeepSpeed sends without being asked. It also sends PYTHON*, and its PYTHONPATH is what makes the project found."""
 _PLAIN = re.compile(r"[\w@+=:,./-]+")
 """Words that neither a shell nor pdsh (which expands %h, %n, %u) changes."""
 
@@ -133,9 +134,9 @@ def _deepspeed(plan: Plan) -> Command:
     words += ["--no_ssh_check", "--master_addr", plan.address, "--master_port", str(plan.port)]
     if any(host.slots != tuple(range(len(host.slots))) for host in plan.hosts):
         words += ["--include", "@".join(f"{host.name}:{','.join(map(str, host.slots))}" for host in plan.hosts)]
-    kept = {name: value for name, value in os.environ.items() if name not in plan.declared}
     if plan.reach.local:
-        return Command([*words, "--no_local_rank", "--module", *plan.rank], {**kept, **plan.environment})
+        return Command([*words, "--no_local_rank", "--module", *plan.rank], {**os.environ, **plan.environment})
+    kept = {**os.environ, **plan.declared}
     kept = {name: value for name, value in kept.items() if not name.startswith(_FORWARDED_BY_DEEPSPEED)}
     kept["DS_ENV_FILE"] = os.devnull  # not a regular file, so none is read
     words += ["--force_multi", "--launcher", plan.launcher]

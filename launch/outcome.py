@@ -60,8 +60,8 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
     if returncode == EXIT_CONFIG or detail.startswith("ConfigError"):
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
     code = _shell_code(returncode)
-    if said == "failed":
-        return Outcome(code, f"rank {status.get('rank')} failed at step {step}: {detail}")
+    if said in {"failed", "hung"}:
+        return Outcome(code, f"rank {status.get('rank')} {said} at step {step}: {detail}")
     how = f"the launcher ended with {_name(returncode)}"
     if said == "finished":
         return Outcome(code, f"{how} after training had finished at step {step}")
