@@ -51,8 +51,8 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
     steps = checkpoint_steps(run_dir / "checkpoints") if config.checkpoint.resume else []
     if steps and steps[-1] > config.train.steps:
         raise ConfigError(
-            f"train.steps={config.train.steps} lies before step {steps[-1]}, from which run_dir={run_dir} would be resumed: nothing "
-            " would be trained; raise train.steps, give another run_dir, or set checkpoint.resume=false to start over"
+            f"train.steps={config.train.steps} lies before step {steps[-1]}, from which run_dir={run_dir} would be resumed: "
+            "nothing would be trained; raise train.steps, give another run_dir, or set checkpoint.resume=false to start over"
         )
     if steps:
         _check_same_model(checkpoint_path(run_dir / "checkpoints", steps[-1]), config)

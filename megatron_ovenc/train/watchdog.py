@@ -93,7 +93,7 @@ class Watchdog:
     ) -> None:
         self._heartbeat, self._status, self._rank = heartbeat, status, topology.rank
         self._timeout_s, self._patient_s = timeout_s, max(timeout_s, patient_s)
-        self._grace_s = min(MOST_GRACE_S, timeout_s / 4)
+        self._grace_s = min(MOST_GRACE_S, timeout_s)
         self._tick_s = min(2.0, timeout_s / 20)
         self._hosts = [""] * topology.world
         dist.all_gather_object(
@@ -116,7 +116,7 @@ class Watchdog:
 
     def _look_on(self) -> None:
         while not self._left.wait(self._tick_s):
-            faulthandler.dump_traceback_later(self._timeout_s + 2 * self._grace_s, exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(self._patient_s + 2 * self._grace_s, exit=True, file=STDERR)
             if failure := self._status.failure():
                 self._follow(failure)
             elif self._stuck() or self._folder.exists():
