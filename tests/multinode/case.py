@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from tests.multinode.fault_table import Fault, FaultTable
 from tests.multinode.hosts import TwoHosts
-from tests.multinode.job import EVERY, ROOT, Job, Losses, largest_difference, losses, steps_lost
+from tests.multinode.job import EVERY, Job, Losses, largest_difference, losses, run_alone, steps_lost
 
 SOON_S = 15
 SOON = (f"train.hang_timeout_s={SOON_S}", "data.sample_timeout_s=10")
@@ -34,16 +32,9 @@ class Case:
         """The run's next job."""
         return Job(self.hosts, self.config, self.run_dir, *sets, fault=fault, submit=submit, nodes=nodes)
 
-    def resume_alone(self, *sets: str, environment: dict[str, str] | None = None) -> str:
-        """Go on in one process, outside the hosts and without a launcher; returns what it printed."""
-        words = [sys.executable, "-m", "launch.pretrain", "--config", str(self.config)]
-        for override in (f"run_dir={self.run_dir}", "parallel.tensor=1", *sets):
-            words += ["--set", override]
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=240, check=False, env=environment, cwd=ROOT
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def resume_alone(self) -> None:
+        """Go on in one process, without a launcher."""
+        run_alone(self.config, self.run_dir)
 
     def record(
         self, what: str, job: Job, at: float, said: str, *, goes_on: bool = False, reference: Losses | None = None

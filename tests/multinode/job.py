@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -180,6 +180,16 @@ class Job:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append((time.time(), line.rstrip("\n")))
+
+
+def run_alone(config: Path, run_dir: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Take a run to its end in one process, on this machine, without a launcher."""
+    words = [sys.executable, "-m", "launch.pretrain", "--config", str(config)]
+    words += ["--set", f"run_dir={run_dir}", "--set", "parallel.tensor=1"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def records(run_dir: Path) -> list[tuple[int, dict[str, float]]]:

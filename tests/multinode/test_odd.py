@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.multinode.case import Case
-from tests.multinode.job import EVERY, INJECT, losses
+from tests.multinode.job import EVERY, INJECT, losses, run_alone
 
+ONE_RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 pytestmark = [pytest.mark.multinode, pytest.mark.slow]
 
 
@@ -40,13 +41,9 @@ def test_not_a_number_on_one_rank(case: Case) -> None:
     with job.running():
         at = job.fault_time()
         assert job.wait() == 0, job.output
-    alone = Case(case.hosts, case.config, case.undisturbed, case.run_dir.with_name("alone"), case.table)
-    alone.run_dir.mkdir()
-    log = alone.run_dir / "fault.json"
-    fault = {"TEST_FAULT": f"rank=0,call={call},{poison},log={log}", "PYTHONPATH": str(INJECT)}
-    alone.resume_alone(environment=os.environ | fault | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
-    row = case.record(
-        "NaN in one rank's batch", job, at, "STEP NOT TAKEN", goes_on=True, reference=losses(alone.run_dir)
-    )
+    alone = case.run_dir.with_name("alone")
+    fault = f"rank=0,call={call},{poison},log={case.run_dir}/alone.json"
+    run_alone(case.config, alone, os.environ | ONE_RANK | {"PYTHONPATH": str(INJECT), "TEST_FAULT": fault})
+    row = case.record("NaN in one rank's batch", job, at, "STEP NOT TAKEN", goes_on=True, reference=losses(alone))
     assert "ranks 3" in row.said
     assert row.lost == 0
