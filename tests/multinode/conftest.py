@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def hosts() -> Iterator[TwoHosts]:
     if reason := missing():
         pytest.skip(reason)
-    pair = TwoHosts(ROOT / "output" / "two_hosts")
-    pair.down()  # what a session that was killed has left
-    pair.up()
-    yield pair
-    pair.down()
+    state = ROOT / "output" / "two_hosts"
+    state.mkdir(parents=True, exist_ok=True)
+    pair = TwoHosts(state)
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one session of a checkout at a time
+        pair.down()  # what a session that was killed has left
+        pair.up()
+        yield pair
+        pair.down()
 
 
 @pytest.fixture(scope="session")
