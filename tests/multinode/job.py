@@ -110,7 +110,6 @@ class Job:
             self.process.kill()
             self.process.wait()
             reader.join(5)
-            self.output_file.write_text("".join(f"{at:.2f} {line}\n" for at, line in self.lines))
 
     def wait(self, seconds: float = DEADLINE_S) -> int:
         """Wait for its end, and look for what it leaves; returns its exit code."""
@@ -178,8 +177,10 @@ class Job:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append((time.time(), line.rstrip("\n")))
+        with self.output_file.open("a", buffering=1) as file:
+            for line in self.process.stdout:
+                self.lines.append((time.time(), line.rstrip("\n")))
+                file.write(f"{self.lines[-1][0]:.2f} {line}")
 
 
 def run_alone(config: Path, run_dir: Path, environment: Mapping[str, str] | None = None) -> None:
