@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from launch.hostfile import Host
-from launch.hosts import LOST_S, Reach
-from launch.launchers import Command, Plan, commands
+from launch.hosts import ANSWER_S, LOST_S, Reach
+from launch.launchers import Command, Plan
 from launch.outcome import Outcome, judge, read_status
 
 SETTLE_S = 120.0
@@ -58,6 +58,8 @@ class HostGuard:
     """Ranks that run there now."""
     reports: list[str] = field(default_factory=list)
     """Command lines of what was left and had to be ended."""
+    ready: bool = False
+    """Whether the guard has said its first word."""
     done: bool = False
 
     def say(self, word: str) -> None:
@@ -81,6 +83,7 @@ class HostGuard:
             if not line.startswith("{"):
                 continue  # a login script's greeting
             facts = json.loads(line)
+            self.ready = True
             self.ranks = facts.get("ranks", self.ranks)
             self.most_ranks = max(self.most_ranks, self.ranks)
             for command in facts.get("earlier", []):
@@ -99,6 +102,14 @@ class Guards:
         for thread in self._listeners:
             thread.start()
         self._beaten = 0.0
+
+    def missing(self) -> list[str]:
+        """Hosts whose guards have not started, after waiting for them in bounded time."""
+        deadline = time.monotonic() + ANSWER_S
+        while any(not guard.ready and not guard.lost for guard in self.each) and time.monotonic() < deadline:
+            self.beat()
+            time.sleep(0.1)
+        return [guard.host for guard in self.each if not guard.ready]
 
     def beat(self) -> None:
         """Tell all guards, every few seconds, that this host is alive."""
@@ -133,14 +144,26 @@ class Guards:
                 )
 
 
-def run(plan: Plan, run_dir: Path, stop: Stop, grace_s: float) -> Outcome:
-    """Run one attempt to its end, whatever that is."""
+def run(plan: Plan, commands: Sequence[Command], run_dir: Path, stop: Stop, grace_s: float) -> Outcome:
+    """Run one attempt to its end, whatever that is.
+
+    Args:
+        plan: where.
+        commands: what to start here; the attempt ends when all of it has ended.
+        run_dir: where the ranks leave exit_status.json.
+        stop: asked for a request to stop.
+        grace_s: seconds from that request until the attempt is ended without a checkpoint.
+    """
     hosts = [] if plan.launcher == "srun" else plan.hosts
     guards = Guards(hosts, plan.reach, plan.attempt, grace_s)
-    launchers = [_start(command) for command in commands(plan)]
+    launchers: list[subprocess.Popen[bytes]] = []
     aborted = None
     try:
-        aborted = _watch(launchers, guards, stop, grace_s)
+        if missing := guards.missing():
+            aborted = f"the guard on {', '.join(missing)} did not start"
+        else:
+            launchers = [_start(command) for command in commands]
+            aborted = _watch(launchers, guards, stop, grace_s)
     finally:
         if aborted:
             print(f"submit: {aborted}; ending the attempt", flush=True)

@@ -18,8 +18,8 @@ from typing import cast
 from launch.facts import Facts
 from launch.hostfile import Host
 
-CONNECT_S = 10
-"""Seconds until a host that does not take the connection counts as unreachable."""
+CONNECT_S = 30
+"""Seconds until a host that does not take the connection counts as unreachable. A host under full load is slow to greet."""
 ANSWER_S = 90
 """Seconds that a connected host has for its facts; the first import from a cold network file system takes its time."""
 LOST_S = 60

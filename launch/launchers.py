@@ -15,13 +15,13 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.envfile import JOB_VARIABLE, shell_exports
 from launch.hostfile import Host, world_size
-from launch.hosts import Reach
+from launch.hosts import CONNECT_S, Reach
 
 LAUNCHERS = ("pdsh", "openmpi", "torchrun", "srun")
 _PROGRAMS = {
@@ -31,7 +31,7 @@ _PROGRAMS = {
     "srun": ("srun", "scontrol"),
 }
 _FORWARDED_BY_DEEPSPEED = ("MLFLOW", "MV2", "UCX", "NCCL")
-"""Prefixes of what DeepSpeed sends without being asked. It also sends PYTHON*, and its PYTHONPATH is what makes the project found."""
+"""Prefixes of what DeepSpeed sends unasked. It also sends PYTHON*: in its PYTHONPATH is the working directory."""
 _PLAIN = re.compile(r"[\w@+=:,./-]+")
 """Words that neither a shell nor pdsh (which expands %h, %n, %u) changes."""
 
@@ -83,6 +83,19 @@ class Command:
 def missing_programs(launcher: str, local: bool) -> list[str]:
     """Programs that a launcher needs on the submitting host and that are not there."""
     return [] if local else [name for name in _PROGRAMS[launcher] if shutil.which(name) is None]
+
+
+def forwarding_notes(declared: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What users of DeepSpeed's launcher expect to reach the ranks, and does not: only what is declared does."""
+    notes = []
+    if undeclared := sorted(name for name in here if name.startswith(_FORWARDED_BY_DEEPSPEED) and name not in declared):
+        notes.append(
+            f"{', '.join(undeclared)} are set here, but reach the ranks only when a line of --env-file names them"
+        )
+    files = [path for path in (Path(".deepspeed_env"), Path.home() / ".deepspeed_env") if path.is_file()]
+    if files:
+        notes.append(f"{files[0]} is not read; its lines work in a file given by --env-file")
+    return notes
 
 
 def check_slots(launcher: str, hosts: Sequence[Host], local: bool) -> None:
@@ -142,6 +155,7 @@ def _deepspeed(plan: Plan) -> Command:
     words += ["--force_multi", "--launcher", plan.launcher]
     if plan.launcher == "pdsh":
         kept["PDSH_SSH_ARGS_APPEND"] = " ".join([kept.get("PDSH_SSH_ARGS_APPEND", ""), *plan.reach.ssh_options]).strip()
+        words += [f"--launcher_args=-t {CONNECT_S}"]
         words += ["--venv_script", str(plan.directory / "environment.sh"), "--no_local_rank", "--module", *plan.rank]
     else:
         words += [f"--launcher_args={shlex.join(_mpirun_arguments(plan))}"]

@@ -24,16 +24,15 @@ from launch.envfile import read_environment
 from launch.facts import NONCE
 from launch.hostfile import Host, check_layout, read_hostfile, select_hosts, slurm_hosts, world_size
 from launch.hosts import Answers, Reach, ask, ask_slurm, disagreements, is_here, master_address
-from launch.launchers import LAUNCHERS, Plan, check_slots, commands, missing_programs, write_files
+from launch.launchers import LAUNCHERS, Plan, check_slots, commands, forwarding_notes, missing_programs, write_files
 from launch.outcome import EXIT_CONFIG, Outcome
+from launch.restarts import repeat
 from megatron_ovenc.config import dump, load
 from megatron_ovenc.train.checkpoint import checkpoint_steps
 from megatron_ovenc.train.preflight import check_run
 
 RESTART_PAUSE_S = 5.0
 """Seconds between an attempt's end and the next one's checks."""
-FRUITLESS_RESTARTS = 2
-"""Restarts from one and the same checkpoint after which the job is given up."""
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -95,6 +94,9 @@ class Job:
         self.config = load(options.config, options.overrides)
         self.run_dir = Path(self.config.run_dir).absolute()
         self.check_world()
+        if not self.reach.local and options.launcher != "srun":
+            for note in forwarding_notes(self.declared, os.environ):
+                print(f"submit: note: {note}", flush=True)
 
     def check_world(self) -> None:
         """Refuse a configuration that cannot run on as many ranks as there are slots now."""
@@ -169,30 +171,22 @@ class Job:
         Raises:
             ValueError: the hosts are not ready for the first attempt; nothing was started.
         """
-        plan = self.plan(1)
-        _announce(plan)
-        if self.options.dry_run:
-            return Outcome(0, "dry run: nothing was started")
-        restarted_from: list[int] = []
+
+        def one(number: int) -> Outcome:
+            plan = self.plan(number)
+            _announce(plan)
+            if self.options.dry_run:
+                return Outcome(0, "dry run: nothing was started")
+            if stop.count:
+                return Outcome(130, "told to stop before anything was started")
+            return attempt.run(plan, commands(plan), self.run_dir, stop, self.options.grace)
+
+        def may_restart() -> bool:
+            time.sleep(RESTART_PAUSE_S)
+            return not stop.count
+
         with attempt.Stop() as stop:
-            outcome = attempt.run(plan, self.run_dir, stop, self.options.grace)
-            while outcome.worth_another and not stop.count and len(restarted_from) < self.options.restarts:
-                step = self.last_step()
-                if restarted_from[-FRUITLESS_RESTARTS:] == [step] * FRUITLESS_RESTARTS:
-                    given_up = f"given up: {FRUITLESS_RESTARTS} restarts from step {step} reached no further checkpoint"
-                    return Outcome(outcome.code, f"{outcome.reason}; {given_up}")
-                restarted_from.append(step)
-                number = len(restarted_from)
-                print(f"submit: {outcome.reason}", flush=True)
-                print(f"submit: restart {number} of {self.options.restarts} from step {step}", flush=True)
-                time.sleep(RESTART_PAUSE_S)
-                try:
-                    plan = self.plan(number + 1)
-                except ValueError as error:
-                    return Outcome(outcome.code, f"{outcome.reason}; not started again: {error}")
-                _announce(plan)
-                outcome = attempt.run(plan, self.run_dir, stop, self.options.grace)
-        return outcome
+            return repeat(one, self.last_step, self.options.restarts, may_restart)
 
 
 def _all_hosts(options: argparse.Namespace) -> list[Host]:
@@ -234,8 +228,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except KeyboardInterrupt:
-        return 130  # while asking hosts: nothing had been started
     print(
         f"submit: {outcome.reason}; exit code {outcome.code}",
         file=sys.stderr if outcome.code else sys.stdout,

@@ -1,0 +1,213 @@
+"""One attempt, with real processes in place of training: how its end is told, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch import attempt, guard
+from launch.envfile import JOB_VARIABLE
+from launch.hostfile import Host
+from launch.hosts import Reach
+from launch.launchers import Command, Plan
+from launch.outcome import Outcome, judge, read_status
+from launch.restarts import repeat
+
+ATTEMPT = f"20260101-000000-test{os.getpid()}.1"
+RANK = """
+import json, os, signal, subprocess, sys, time
+end, run_dir = sys.argv[1:]
+
+def status(text):
+    with open(run_dir + "/exit_status.json", "w") as file:
+        json.dump({"status": text, "step": 7, "job": os.environ["OVENC_JOB"]}, file)
+
+def stop(*_):
+    status("stopped")
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+status("running")
+worker = subprocess.Popen(["sleep", "300"])
+print("ready", flush=True)
+if end == "dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+if end == "finishes":
+    status("finished")
+    sys.exit(0)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def rank(tmp_path: Path) -> Path:
+    path = tmp_path / "rank.py"
+    path.write_text(RANK)
+    return path
+
+
+def marked() -> list[int]:
+    return [process.pid for process in guard.JobProcesses(ATTEMPT).all()]
+
+
+def run(rank: Path, end: str, stop: attempt.Stop) -> Outcome:
+    plan = Plan(
+        attempt=ATTEMPT,
+        hosts=[Host("localhost", (0,))],
+        launcher="torchrun",
+        reach=Reach(local=True),
+        directory=rank.parent,
+        declared={},
+        address="127.0.0.1",
+        network="",
+        port=0,
+    )
+    environment = os.environ | plan.environment | {"RANK": "0"}
+    command = Command([sys.executable, str(rank), end, str(rank.parent)], environment)
+    return attempt.run(plan, [command], rank.parent, stop, grace_s=30)
+
+
+@pytest.mark.parametrize(("end", "code"), [("dies", 128 + signal.SIGKILL), ("finishes", 0)])
+def test_an_end_is_told_and_what_is_left_is_ended(
+    rank: Path, end: str, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with attempt.Stop() as stop:
+        outcome = run(rank, end, stop)
+    assert outcome.code == code, outcome
+    assert not marked()
+    assert "sleep 300" in capfd.readouterr().out, "the worker that outlived its rank is named"
+
+
+def test_a_signal_has_the_ranks_stop_with_a_checkpoint(rank: Path) -> None:
+    def send_when_running() -> None:
+        while not (rank.parent / "exit_status.json").exists() or len(marked()) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with attempt.Stop() as stop:
+        sender = threading.Thread(target=send_when_running)
+        sender.start()
+        outcome = run(rank, "lasts", stop)
+        sender.join()
+    assert outcome == Outcome(75, "stopped at step 7 with a checkpoint; the same command continues")
+    assert not marked()
+
+
+def test_ranks_do_not_outlive_the_host_that_submitted_them(rank: Path) -> None:
+    """Its end closes the guard's input; the ranks are asked for a checkpoint, then nothing is left."""
+    environment = os.environ | {JOB_VARIABLE: ATTEMPT, "RANK": "0"}
+    words = [sys.executable, str(rank), "lasts", str(rank.parent)]
+    with (
+        subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process,
+        subprocess.Popen(
+            [sys.executable, "-m", "launch.guard", "--job", ATTEMPT, "--grace", "30"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        ) as watcher,
+    ):
+        assert process.stdout is not None and watcher.stdin is not None
+        process.stdout.readline()
+        watcher.stdin.close()
+        assert process.wait(60) == 75
+        assert watcher.wait(60) == 0
+    assert read_status(rank.parent, ATTEMPT)["status"] == "stopped"
+    assert not marked()
+
+
+def test_what_ignores_sigterm_is_killed() -> None:
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        left = guard.end(lambda: [psutil.Process(process.pid)] if process.poll() is None else [], patience_s=0.3)
+        assert process.wait(10) == -signal.SIGKILL
+    assert len(left) == 1
+    assert left[0].startswith(f"{process.pid} {sys.executable}")
+
+
+STOPPED = {"status": "stopped", "step": 9}
+FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
+
+
+@pytest.mark.parametrize(
+    ("returncode", "status", "aborted", "code", "reason"),
+    [
+        (0, {"status": "finished", "step": 9}, None, 0, "finished at step 9"),
+        (0, {"status": "running", "step": 0}, None, 1, "neither finished nor been told to stop"),
+        (0, {}, None, 1, "the ranks never started training"),
+        (-9, {"status": "running"}, None, 137, "SIGKILL"),
+        (247, {"status": "running"}, None, 137, "SIGKILL"),  # DeepSpeed: sys.exit(-9)
+        (0, FAILED, None, 1, "rank 3 failed at step 9: RuntimeError: x"),
+        (1, {**FAILED, "status": "hung"}, None, 1, "rank 3 hung at step 9"),
+        (1, {"status": "finished", "step": 9}, None, 1, "after training had finished"),
+        (1, STOPPED, None, 75, "stopped at step 9"),  # torchrun turns every code into 1
+        (75, {"status": "running"}, None, 75, "stopped"),
+        (2, {}, None, 2, "refused the configuration"),
+        (1, {**FAILED, "detail": "ConfigError: x"}, None, 2, "ConfigError: x"),
+        (0, {"status": "running", "step": 4}, "b is lost", 1, "b is lost (step 4)"),
+        (-15, STOPPED, "told to stop, but not ended", 75, "stopped at step 9"),
+    ],
+)
+def test_every_abnormal_end_is_an_exit_code(
+    returncode: int, status: dict[str, object], aborted: str | None, code: int, reason: str
+) -> None:
+    outcome = judge(returncode, status, aborted)
+    assert outcome.code == code
+    assert reason in outcome.reason
+    assert outcome.worth_another == (code not in {0, 2, 75})
+
+
+def test_the_status_of_another_attempt_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "exit_status.json"
+    assert read_status(tmp_path, ATTEMPT) == {}
+    for text in (json.dumps({"status": "finished", "job": "other.1"}), '{"status": "finished"}', "[1]", "torn"):
+        path.write_text(text)
+        assert read_status(tmp_path, ATTEMPT) == {}
+    path.write_text(json.dumps({"status": "finished", "job": ATTEMPT}))
+    assert read_status(tmp_path, ATTEMPT)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("codes", "steps", "restarts", "attempts", "code", "reason"),
+    [
+        ([1, 137, 0], [100, 200], 5, 3, 0, ""),
+        ([1, 1], [100], 1, 2, 1, "end 2"),
+        ([1, 75], [100], 5, 2, 75, "end 2"),
+        ([2], [], 5, 1, 2, "end 1"),
+        ([1, 1, 1], [100, 100, 100], 5, 3, 1, "given up: 2 restarts from step 100 reached no further checkpoint"),
+        ([1, 1, 1, 1], [100, 100, 200], 3, 4, 1, "end 4"),
+        ([1, ValueError("b is unreachable")], [100], 5, 2, 1, "end 1; not started again: b is unreachable"),
+    ],
+)
+def test_a_failed_run_restarts_but_not_in_vain(
+    codes: list[int | ValueError], steps: list[int], restarts: int, attempts: int, code: int, reason: str
+) -> None:
+    made: list[int] = []
+
+    def one(number: int) -> Outcome:
+        made.append(number)
+        end = codes[number - 1]
+        if isinstance(end, ValueError):
+            raise end
+        return Outcome(end, f"end {number}")
+
+    found = iter(steps)
+    outcome = repeat(one, lambda: next(found), restarts)
+    assert made == list(range(1, attempts + 1))
+    assert outcome.code == code
+    assert outcome.reason.endswith(reason)
+
+
+def test_a_job_that_was_told_to_stop_is_not_restarted() -> None:
+    outcome = repeat(lambda number: Outcome(1, "failed"), lambda: 0, restarts=3, may_restart=lambda: False)
+    assert outcome.reason == "failed; told to stop, so not started again"
