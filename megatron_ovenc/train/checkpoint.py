@@ -34,6 +34,8 @@ from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint_reader import CheckpointError, SafeReader
 
 MANIFEST = "manifest.json"
+PARTIAL = "step_*.tmp"
+"""Pattern of directories of saves that are under way, or have not ended."""
 OPTIONAL = (".uses",)
 """Ends of names of tensors that older checkpoints do not hold and that may start anew."""
 _NAME = re.compile(r"step_(\d{8})")
@@ -52,22 +54,37 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step_{step:08d}"
 
 
+def manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """What a checkpoint's manifest says of each of its files, by name: `bytes` and `sha256`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        files: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
+    return files
+
+
+def file_damage(file: Path, facts: Mapping[str, Any], content: bool = True) -> list[str]:
+    """What is wrong with a file, given what the manifest says of it; `content` reads it, too."""
+    if not file.is_file():
+        return [f"{file} is missing"]
+    if file.stat().st_size != facts["bytes"]:
+        return [f"{file} has {file.stat().st_size} bytes instead of {facts['bytes']}"]
+    if content and _sha256(file) != facts["sha256"]:
+        return [f"{file} has other content than was written"]
+    return []
+
+
 def damage(path: Path, rank: int = 0, world_size: int = 1) -> list[str]:
     """What is wrong with this rank's share of a checkpoint's files; empty when they are as they were written."""
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{path / MANIFEST} cannot be read: {error}"]
-    problems = []
-    for name, facts in sorted(files.items())[rank::world_size]:
-        file = path / name
-        if not file.is_file():
-            problems.append(f"{file} is missing")
-        elif file.stat().st_size != facts["bytes"]:
-            problems.append(f"{file} has {file.stat().st_size} bytes instead of {facts['bytes']}")
-        elif _sha256(file) != facts["sha256"]:
-            problems.append(f"{file} has other content than was written")
-    return problems
+        files = sorted(manifest(path).items())[rank::world_size]
+    except CheckpointError as error:
+        return [str(error)]
+    return [problem for name, facts in files for problem in file_damage(path / name, facts)]
 
 
 def read_scalars(path: Path) -> dict[str, Any]:
@@ -185,7 +202,7 @@ class Checkpointer:
 
     def _make_room(self, partial: Path) -> None:
         """An empty directory; what earlier saves left unfinished goes, or a full disk would stay full."""
-        for leftover in self.directory.glob("step_*.tmp"):
+        for leftover in self.directory.glob(PARTIAL):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
 

@@ -78,9 +78,8 @@ class MetricsWriter:
         if not enabled:
             return
         self.console = Console(soft_wrap=True, highlight=False)
-        path = run_dir / "metrics.jsonl"
-        _cut_torn_line(path)
-        self._lines = path.open("a", buffering=1)
+        self._path, self._whole = run_dir / "metrics.jsonl", True
+        _cut_torn_line(self._path)
         self._board = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -97,7 +96,7 @@ class MetricsWriter:
         if not self.enabled:
             return
         self._window.append(metrics)
-        self._lines.write(json.dumps(self._record([metrics])) + "\n")
+        self._append(self._record([metrics]))
         if metrics.step % self.config.every == 0 or metrics.step == self.total_steps or metrics.skipped:
             record = self._record(self._window)
             self.console.print(time.strftime("%H:%M:%S"), self._line(record))
@@ -108,10 +107,21 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self.enabled:
-            self._lines.close()
-            if self._board is not None:
-                self._board.close()
+        if self.enabled and self._board is not None:
+            self._board.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """A line for programs. A disk without room costs lines, which is told once, but not the run."""
+        try:
+            if not self._whole:
+                _cut_torn_line(self._path)
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self._whole = True
+        except OSError as error:
+            if self._whole:
+                self.say(f"[bold red]METRICS CANNOT BE WRITTEN[/] {error}; training goes on")
+            self._whole = False
 
     def _record(self, window: Sequence[StepMetrics]) -> dict[str, Any]:
         """Averages over a window of steps (its last step's values for what is not an average)."""

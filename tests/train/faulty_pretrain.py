@@ -30,4 +30,3 @@ def main(fault: str, argv: list[str]) -> int:
 
     HeadLoader.next = faulty_next  # type: ignore[method-assign]
     return pretrain.main(argv)
-
