@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.multinode.case import Case
-from tests.multinode.job import EVERY, checkpoints
+from tests.multinode.job import EVERY, STEPS, checkpoints
 
 pytestmark = [pytest.mark.multinode, pytest.mark.slow]
 
@@ -26,7 +26,7 @@ def test_disk_full(case: Case) -> None:
     disk = case.hosts.small_disk
     case.run_dir.mkdir(parents=True)
     (case.run_dir / "checkpoints").symlink_to(disk)
-    job = case.job()
+    job = case.job("checkpoint.keep_last=0")
     ballast = disk / "ballast"
     with job.running():
         job.wait_for_step(EVERY)
@@ -36,7 +36,8 @@ def test_disk_full(case: Case) -> None:
         ballast.unlink()
         assert job.wait() == 0, job.output
     saved = checkpoints(case.run_dir)
-    assert EVERY in saved
-    assert 5 * EVERY in saved
+    assert saved[0] == EVERY
+    assert saved[-1] == STEPS
+    assert 2 * EVERY not in saved
     row = case.record("disk full in a save", job, at, "CHECKPOINT FAILED", goes_on=True)
     assert row.lost == 0
