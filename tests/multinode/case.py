@@ -14,6 +14,8 @@ from tests.multinode.job import EVERY, Job, Losses, largest_difference, losses, 
 SOON_S = 15
 SOON = (f"train.hang_timeout_s={SOON_S}", "data.sample_timeout_s=10")
 """Settings under which a hang is found in seconds; not for a machine that is busy with other things."""
+BROKEN = "Connection reset|Connection closed|exits with return code|HANG"
+"""What is printed first where ranks lose one of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,15 @@ class Case:
         run_alone(self.config, self.run_dir)
 
     def record(
-        self, what: str, job: Job, at: float, said: str, *, goes_on: bool = False, reference: Losses | None = None
+        self,
+        what: str,
+        job: Job,
+        at: float,
+        *,
+        said: str = "",
+        noticed: str = "",
+        goes_on: bool = False,
+        reference: Losses | None = None,
     ) -> Fault:
         """Take the row of a fault that happened `at`, and hold it to what is promised of every one.
 
@@ -45,19 +55,20 @@ class Case:
             what: was done.
             job: the disturbed one; it has ended, and what it left has been resumed.
             at: time.time() of the fault.
-            said: pattern of the first line about it; empty when there is nothing to say.
+            said: pattern of the line that tells a person; empty when there is nothing to say.
+            noticed: pattern of the first line about it, if another comes before that.
             goes_on: whether the job was to go on.
             reference: losses to compare with instead of the undisturbed run's.
         """
-        line = job.said(said, at) if said else None
-        assert line or not said, f"nothing like {said!r} in\n{job.output}"
+        line, first = job.said(said, at), job.said(f"{noticed or said}|{said}", at)
+        assert first and line, f"nothing like {said!r} in\n{job.output}"
         assert job.ended_at is not None
         row = Fault(
             case=what,
-            noticed_s=line[0] - at if line else None,
+            noticed_s=first[0] - at if said else None,
             ended_s=None if goes_on else job.ended_at - at,
             code=job.process.returncode,
-            said=line[1] if line else "",
+            said=line[1] if said else "",
             lost=steps_lost(self.run_dir),
             difference=largest_difference(losses(self.run_dir), reference or self.undisturbed),
             left=len(job.left),

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.multinode.case import SOON, Case, eventually
+from tests.multinode.case import BROKEN, SOON, Case, eventually
 from tests.multinode.hosts import NODES
 from tests.multinode.job import EVERY
 
@@ -23,7 +23,9 @@ def test_rank(case: Case) -> None:
         job.ranks("node2")[1].send_signal(signal.SIGKILL)
         assert job.wait() == 0, job.output
     assert job.said(f"restart 1 of 1 from step {EVERY}")
-    case.record("kill -9 of a rank; `--restarts 1`", job, at, r"submit: .*SIGKILL|submit: rank", goes_on=True)
+    case.record(
+        "kill -9 of a rank; `--restarts 1`", job, at, said="submit: (?!restart|asking)", noticed=BROKEN, goes_on=True
+    )
 
 
 @pytest.mark.slow
@@ -37,7 +39,7 @@ def test_launcher(case: Case) -> None:
         launcher.send_signal(signal.SIGKILL)
         assert job.wait() not in (0, 2, 75), job.output
     case.resume_alone()
-    case.record("kill -9 of DeepSpeed's launcher on one host", job, at, "submit: ")
+    case.record("kill -9 of DeepSpeed's launcher on one host", job, at, said="submit: .*exit code", noticed=BROKEN)
 
 
 @pytest.mark.slow
@@ -53,7 +55,9 @@ def test_host(case: Case) -> None:
     finally:
         case.hosts.boot("node2")
     assert job.said("going on without node2")
-    case.record("power off one host; `--restarts 1 --min-hosts 1`", job, at, "HANG|submit: ", goes_on=True)
+    case.record(
+        "power off one host; `--restarts 1 --min-hosts 1`", job, at, said="submit: ", noticed=BROKEN, goes_on=True
+    )
 
 
 @pytest.mark.slow
@@ -67,5 +71,5 @@ def test_submit(case: Case) -> None:
         eventually(lambda: not any(case.hosts.pids(node) for node in NODES), "end of all processes")
         assert job.wait() == -signal.SIGKILL
     case.resume_alone()
-    row = case.record("kill -9 of `launch.submit`", job, at, "told to stop")
+    row = case.record("kill -9 of `launch.submit`", job, at, said="told to stop")
     assert row.lost == 0

@@ -26,7 +26,7 @@ def test_clock_skew(case: Case) -> None:
     finally:
         case.hosts.power_off("node2")
         case.hosts.boot("node2")
-    row = case.record("clock of one host 600 s ahead", job, at, "", goes_on=True)
+    row = case.record("clock of one host 600 s ahead", job, at, goes_on=True)
     assert row.lost == 0
 
 
@@ -44,6 +44,6 @@ def test_not_a_number_on_one_rank(case: Case) -> None:
     alone = case.run_dir.with_name("alone")
     fault = f"rank=0,call={call},{poison},log={case.run_dir}/alone.json"
     run_alone(case.config, alone, os.environ | ONE_RANK | {"PYTHONPATH": str(INJECT), "TEST_FAULT": fault})
-    row = case.record("NaN in one rank's batch", job, at, "STEP NOT TAKEN", goes_on=True, reference=losses(alone))
+    row = case.record("NaN in one rank's batch", job, at, said="STEP NOT TAKEN", goes_on=True, reference=losses(alone))
     assert "ranks 3" in row.said
     assert row.lost == 0

@@ -27,7 +27,7 @@ def test_in_a_save_then_a_damaged_checkpoint(case: Case) -> None:
         assert resumed.wait() == 0, resumed.output
     assert resumed.said(f"{newest} has .* bytes instead of")
     assert resumed.said(f"resumed from .*step_{before:08d}")
-    case.record("SIGTERM in a save; newest checkpoint truncated", job, at, "told to stop")
+    case.record("SIGTERM in a save; newest checkpoint truncated", job, at, said="told to stop")
 
 
 @pytest.mark.slow
@@ -45,5 +45,5 @@ def test_elsewhere(case: Case, where: str, at_call: str) -> None:
         at = job.fault_time()
         assert job.wait() == 75, job.output
     case.resume_alone()
-    row = case.record(f"SIGTERM {where}", job, at, "told to stop")
+    row = case.record(f"SIGTERM {where}", job, at, said="told to stop")
     assert row.lost == 0

@@ -39,5 +39,5 @@ def test_disk_full(case: Case) -> None:
     assert saved[0] == EVERY
     assert saved[-1] == STEPS
     assert 2 * EVERY not in saved
-    row = case.record("disk full in a save", job, at, "CHECKPOINT FAILED", goes_on=True)
+    row = case.record("disk full in a save", job, at, said="CHECKPOINT FAILED", goes_on=True)
     assert row.lost == 0
