@@ -18,8 +18,8 @@ from launch.hosts import ANSWER_S, LOST_S, Reach
 from launch.launchers import Command, Plan
 from launch.outcome import Outcome, judge, read_status
 
-SETTLE_S = 120.0
-"""Seconds that the others go on after some ranks have ended before the attempt is ended: they wait for those in vain."""
+SETTLE_S = 300.0
+"""Seconds that the others may go on after some ranks have ended. Long enough for a last file; the run's watchdog is faster."""
 _LOOK_S = 0.5
 _BEAT_S = 5.0
 _CLOSE_S = 45.0

@@ -33,7 +33,7 @@ LEASE_S = 120.0
 """Seconds of silence after which the submitting host counts as gone."""
 CLEAN_S = 10.0
 """Seconds between SIGTERM and SIGKILL for what is left of an attempt that has ended."""
-_LOOK_S = 1.0
+_LOOK_S = 2.0
 
 
 def environment_of(pid: int) -> dict[bytes, bytes]:
@@ -150,7 +150,7 @@ class Guard:
         self._say(left=end(self._processes.all, CLEAN_S))
 
     def _words(self) -> Iterator[str]:
-        """Words from the submitting host as they come, "" every second; ends when it is gone."""
+        """Words from the submitting host as they come, "" every two seconds; ends when it is gone."""
         selector = selectors.DefaultSelector()
         selector.register(sys.stdin, selectors.EVENT_READ)
         os.set_blocking(sys.stdin.fileno(), False)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from launch.facts import Facts
 from launch.hostfile import Host
@@ -38,17 +38,25 @@ def is_here(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How to run a command on a host: by ssh, or directly when the only host is this machine."""
+    """How to run a command on a host."""
 
+    way: Literal["ssh", "srun", "local"] = "ssh"
+    """`local`: the only host is this machine. `srun`: a job step of the allocation; compute nodes need not accept ssh."""
     ssh_args: tuple[str, ...] = ()
     """Further arguments of ssh: `-p 2222`, `-F config`, `-i key`."""
-    local: bool = False
-    """Whether the only host is this machine."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the only host is this machine."""
+        return self.way == "local"
 
     def shell(self, host: str, line: str) -> list[str]:
         """Command that has the host's shell run a line in this working directory."""
         line = f"cd {shlex.quote(os.getcwd())} && {line}"
-        return ["sh", "-c", line] if self.local else ["ssh", *self.ssh_options, host, line]
+        if self.way == "ssh":
+            return ["ssh", *self.ssh_options, host, line]
+        step = ["srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", f"--nodelist={host}", "--overlap"]
+        return [*(step if self.way == "srun" else ()), "sh", "-c", line]
 
     def python(self, host: str, *words: str) -> list[str]:
         """Command that runs this Python interpreter on a host, in this working directory."""
@@ -75,7 +83,8 @@ def ask(hosts: Sequence[Host], reach: Reach, shared: Path, port: int) -> Answers
     """Ask all hosts at once for their facts."""
 
     def one(host: Host) -> Facts | tuple[bool, str]:
-        command = reach.python(host.name, *facts_command(shared, host.name, port))
+        asked = ("-m", "launch.facts", "--shared", str(shared), "--name", host.name, "--port", str(port))
+        command = reach.python(host.name, *asked)
         try:
             result = subprocess.run(
                 command, capture_output=True, text=True, timeout=ANSWER_S, stdin=subprocess.DEVNULL, check=False
@@ -86,7 +95,7 @@ def ask(hosts: Sequence[Host], reach: Reach, shared: Path, port: int) -> Answers
         if result.returncode == 0 and lines:
             return cast(Facts, json.loads(lines[-1]))
         complaint = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
-        return result.returncode == 255 and not reach.local, complaint[0]  # 255: ssh itself failed
+        return result.returncode == 255 and reach.way == "ssh", complaint[0]  # 255: ssh itself failed
 
     answers = Answers({}, {}, {})
     with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
@@ -96,33 +105,6 @@ def ask(hosts: Sequence[Host], reach: Reach, shared: Path, port: int) -> Answers
             else:
                 answers.facts[host.name] = answer
     return answers
-
-
-def ask_slurm(hosts: Sequence[Host], shared: Path, port: int) -> Answers:
-    """Ask all hosts of the allocation for their facts, by one job step: compute nodes need not accept ssh."""
-    names = [host.name for host in hosts]
-    script = f"exec {shlex.join([sys.executable, *facts_command(shared, '@', port)])}".replace(
-        "@", '"$SLURMD_NODENAME"'
-    )
-    # The host's name is put before its facts: tasks print in any order.
-    command = ["srun", f"--nodes={len(names)}", f"--ntasks={len(names)}", "--ntasks-per-node=1"]
-    command += [f"--nodelist={','.join(names)}", "sh", "-c", f'printf "%s " "$SLURMD_NODENAME"; {script}']
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Answers({}, {}, dict.fromkeys(names, f"srun: {error}"))
-    spoken = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.partition(" ")[2].startswith("{"))
-    complaint = (result.stderr.strip().splitlines() or ["no answer"])[-1]
-    return Answers(
-        facts={name: cast(Facts, json.loads(spoken[name])) for name in names if name in spoken},
-        unreachable={},
-        broken={name: complaint for name in names if name not in spoken},
-    )
-
-
-def facts_command(shared: Path, name: str, port: int) -> list[str]:
-    """Arguments of Python that make a host print its facts."""
-    return ["-m", "launch.facts", "--shared", str(shared), "--name", name, "--port", str(port)]
 
 
 def disagreements(facts: Mapping[str, Facts], nonce: str, shared: Path, port: int) -> list[str]:

@@ -14,16 +14,18 @@ import argparse
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from launch import attempt
 from launch.envfile import read_environment
 from launch.facts import NONCE
 from launch.hostfile import Host, check_layout, read_hostfile, select_hosts, slurm_hosts, world_size
-from launch.hosts import Answers, Reach, ask, ask_slurm, disagreements, is_here, master_address
+from launch.hosts import Answers, Reach, ask, disagreements, is_here, master_address
 from launch.launchers import LAUNCHERS, Plan, check_slots, commands, forwarding_notes, missing_programs, write_files
 from launch.outcome import EXIT_CONFIG, Outcome
 from launch.restarts import repeat
@@ -81,10 +83,9 @@ class Job:
         self.options = options
         self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.hosts = select_hosts(_all_hosts(options), options.include, options.exclude)
-        self.reach = Reach(
-            tuple(shlex.split(options.ssh_args)),
-            local=options.launcher != "srun" and len(self.hosts) == 1 and is_here(self.hosts[0].name),
-        )
+        alone = len(self.hosts) == 1 and is_here(self.hosts[0].name)
+        way: Literal["ssh", "srun", "local"] = "srun" if options.launcher == "srun" else "local" if alone else "ssh"
+        self.reach = Reach(way, tuple(shlex.split(options.ssh_args)))
         if options.launcher == "openmpi" and self.reach.local:
             raise ValueError("--launcher openmpi on this host alone gains nothing; leave it out")
         if missing := missing_programs(options.launcher, self.reach.local):
@@ -94,7 +95,7 @@ class Job:
         self.config = load(options.config, options.overrides)
         self.run_dir = Path(self.config.run_dir).absolute()
         self.check_world()
-        if not self.reach.local and options.launcher != "srun":
+        if self.reach.way == "ssh":
             for note in forwarding_notes(self.declared, os.environ):
                 print(f"submit: note: {note}", flush=True)
 
@@ -109,43 +110,60 @@ class Job:
         Raises:
             ValueError: one sentence for each thing that is wrong with the hosts.
         """
-        options, mark = self.options, f"{self.name}.{number}"
+        mark = f"{self.name}.{number}"
         directory = self.run_dir / "launch" / mark
         directory.mkdir(parents=True)
+        try:
+            answers = self._ask(directory, may_drop=number > 1)
+            address, network = self._meeting_point(answers)
+        except ValueError:
+            shutil.rmtree(directory, ignore_errors=True)  # nothing was launched from it
+            raise
         (directory / "config.yaml").write_text(dump(self.config))
-        nonce = secrets.token_hex(8)
-        (directory / NONCE).write_text(nonce)
-        answers = self._ask(directory)
-        if number > 1:
-            answers = self._drop_unreachable(answers)
-        unseen = [host for host in answers.facts if not (directory / f"{NONCE}.{host}").exists()]
-        if problems := _problems(answers, nonce, directory, options.master_port, unseen):
-            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
-        address, network = "127.0.0.1", ""
-        if not self.reach.local:
-            first = self.hosts[0].name
-            address, network = master_address(options.master_addr, first, answers.facts[first]["addresses"])
-            if options.master_addr is None:
-                print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
         plan = Plan(
             attempt=mark,
             hosts=self.hosts,
-            launcher=options.launcher,
+            launcher=self.options.launcher,
             reach=self.reach,
             directory=directory,
             declared=self.declared,
             address=address,
             network=network,
-            port=options.master_port,
+            port=self.options.master_port,
         )
         write_files(plan)
         return plan
 
-    def _ask(self, directory: Path) -> Answers:
-        print(f"submit: asking {len(self.hosts)} hosts", flush=True)
-        if self.options.launcher == "srun":
-            return ask_slurm(self.hosts, directory, self.options.master_port)
-        return ask(self.hosts, self.reach, directory, self.options.master_port)
+    def _ask(self, directory: Path, *, may_drop: bool) -> Answers:
+        """Facts of all hosts, which can run the job together."""
+        print(f"submit: asking {len(self.hosts)} host{'s' if len(self.hosts) > 1 else ''}", flush=True)
+        port, nonce = self.options.master_port, secrets.token_hex(8)
+        (directory / NONCE).write_text(nonce)
+        answers = ask(self.hosts, self.reach, directory, port)
+        if may_drop:
+            answers = self._drop_unreachable(answers)
+        problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
+        problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
+        if answers.facts:
+            problems += disagreements(answers.facts, nonce, directory, port)
+        for host, facts in answers.facts.items():
+            if facts["nonce"] == nonce and not (directory / f"{NONCE}.{host}").exists():
+                problems.append(f"what {host} writes to {directory} does not appear here")
+        if problems:
+            raise ValueError("the hosts are not ready:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        for file in directory.glob(f"{NONCE}*"):
+            file.unlink()
+        return answers
+
+    def _meeting_point(self, answers: Answers) -> tuple[str, str]:
+        """Master address and its network."""
+        if self.reach.local:
+            return "127.0.0.1", ""
+        first = self.hosts[0].name
+        address, network = master_address(self.options.master_addr, first, answers.facts[first]["addresses"])
+        if self.options.master_addr is None:
+            print(f"submit: the ranks meet at {address}, the only address of {first}", flush=True)
+        return address, network
 
     def _drop_unreachable(self, answers: Answers) -> Answers:
         least = self.options.min_hosts
@@ -199,15 +217,6 @@ def _all_hosts(options: argparse.Namespace) -> list[Host]:
     if options.hostfile is not None or options.min_hosts is not None:
         raise ValueError("--launcher srun takes its hosts from the allocation; remove --hostfile and --min-hosts")
     return slurm_hosts(os.environ)
-
-
-def _problems(answers: Answers, nonce: str, directory: Path, port: int, unseen: Sequence[str]) -> list[str]:
-    problems = [f"{host} is unreachable: {reason}" for host, reason in answers.unreachable.items()]
-    problems += [f"{host} cannot run the project: {reason}" for host, reason in answers.broken.items()]
-    if answers.facts:
-        problems += disagreements(answers.facts, nonce, directory, port)
-        problems += [f"what {host} writes to {directory} does not appear here" for host in unseen]
-    return problems
 
 
 def _reasons(unreachable: dict[str, str]) -> str:

@@ -64,7 +64,7 @@ def run(rank: Path, end: str, stop: attempt.Stop) -> Outcome:
         attempt=ATTEMPT,
         hosts=[Host("localhost", (0,))],
         launcher="torchrun",
-        reach=Reach(local=True),
+        reach=Reach("local"),
         directory=rank.parent,
         declared={},
         address="127.0.0.1",

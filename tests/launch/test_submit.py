@@ -146,12 +146,35 @@ def test_a_dry_run_checks_and_prints_commands_that_a_shell_can_run(
     assert "OVENC_JOB" in (directory / "environment.sh").read_text()
 
 
+def test_a_restart_goes_on_without_lost_hosts_if_it_may(
+    config: Path, hostfile: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostfile.write_text("a slots=2\ndead1 slots=2\n")
+    words = ["--hostfile", str(hostfile), "--config", str(config), "--launcher", "torchrun"]
+    words += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+
+    def refusal(*more: str, number: int) -> str:
+        with pytest.raises(ValueError, match="dead1") as error:
+            submit.Job(submit.arguments([*words, *more])).plan(number)
+        return str(error.value)
+
+    assert "the hosts are not ready" in refusal(number=2)
+    assert "the hosts are not ready" in refusal("--min-hosts", "1", number=1), "a first attempt misses no host"
+    assert "1 hosts are reachable, --min-hosts wants 2" in refusal("--min-hosts", "2", number=2)
+    job = submit.Job(submit.arguments([*words, "--min-hosts", "1"]))
+    with pytest.raises(ValueError, match="127.0.0.1 is not an address of the first host a"):
+        job.plan(2)  # the hosts are ready: the next check speaks
+    assert job.hosts == [Host("a", (0, 1))]
+    assert "going on without dead1 (ssh: connect to host dead1 port 22: No route to host)" in capsys.readouterr().out
+    assert not list((config.parent / "run" / "launch").iterdir()), "a refused attempt leaves nothing"
+
+
 def plan(launcher: str, directory: Path, **changes: object) -> Plan:
     settings = {
         "attempt": "job.1",
         "hosts": [Host("a", (0, 1)), Host("b", (1, 3))],
         "launcher": launcher,
-        "reach": Reach(("-p", "2222")),
+        "reach": Reach(ssh_args=("-p", "2222")),
         "directory": directory,
         "declared": {"NCCL_SOCKET_IFNAME": "^lo,docker0"},
         "address": "10.0.0.1",
@@ -230,7 +253,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def wait_for_steps(run_dir: Path, process: subprocess.Popen[str], steps: int) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < steps:
         assert process.poll() is None and time.monotonic() < deadline, "waited in vain"
@@ -251,7 +274,7 @@ def test_a_killed_rank_is_a_failure_and_nothing_is_left(config: Path, tmp_path: 
             everything, ranks = job.all(), job.ranks()
             assert len(ranks) == 2
             ranks[-1].kill()
-            _, error = process.communicate(timeout=120)
+            _, error = process.communicate(timeout=600)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGKILL
@@ -283,7 +306,7 @@ def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, tmp_path:
             everything = JobProcesses(directory.name).all()
             ranks = [one for one in everything if "launch.pretrain" in one.cmdline() and "srun" not in one.cmdline()[1]]
             ranks[0].send_signal(signal.SIGUSR1)
-            assert process.wait(120) == 75
+            assert process.wait(600) == 75
         finally:
             process.kill()
     assert (tmp_path / "requeued").read_text() == "4711\n"
