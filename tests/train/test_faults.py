@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_ovenc.config import CheckpointConfig, ParallelConfig, TrainConfig
+from megatron_ovenc.config import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
 from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.topology import Topology
@@ -17,6 +19,8 @@ from megatron_ovenc.train.build import assemble
 from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_steps
 from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.faults import TrainingError
+from megatron_ovenc.train.metrics import MetricsWriter, StepMetrics
+from megatron_ovenc.train.saver import Saver
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
 from tests.train.test_resume import BATCH, CLASSES, small_config
@@ -60,6 +64,26 @@ def test_non_finite_steps_are_skipped_by_all_ranks_and_both_optimizers(rank_pool
     assert [record["skipped"] for record in records] == [0, 1, 1, 1]
     assert [record["loss/image"] is None for record in records] == [False, True, True, True]
     assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 4
+    named = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in named] == [2, 3, 4]
+    assert {(record["reason"], *record["ranks"]) for record in named} == {("non-finite", 1)}
+    assert [record["samples"] for record in named] == [{"image": [f"{i}/0", f"{i + 1}/0"]} for i in (3, 5, 7)]
+
+
+def train_with_a_broken_row(topology: Topology, run_dir: Path) -> None:
+    pixels, labels = torch.randn(4, BATCH, 3, 28, 28), torch.zeros(4, BATCH, 2, dtype=torch.int64)
+    config = small_config(run_dir, ParallelConfig(tensor=topology.tensor))
+    with assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)}) as trainer:
+        if topology.rank == 3:
+            trainer.state.banks["image"].weight.data[0, 0] = float("inf")
+        trainer.step()
+
+
+def test_broken_weights_are_told_from_broken_samples(rank_pool: RankPool, tmp_path: Path) -> None:
+    rank_pool.run(train_with_a_broken_row, world=4, tensor=2, args=(tmp_path,))
+    (record,) = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert (record["ranks"], record["weights"]) == ([3], ["banks.image"])
+    assert len(record["samples"]["image"]) == 2 * BATCH, "no sample stands out, so all of the step are listed"
 
 
 def train_on_nothing_finite(topology: Topology, run_dir: Path) -> str:
@@ -114,6 +138,74 @@ def test_a_failed_last_save_is_an_error_on_every_rank(rank_pool: RankPool, tmp_p
     outcomes = rank_pool.run(fail_at, world=2, args=(tmp_path, asynchronous, (6,)))
     assert all("step 6" in outcome or "No space left" in outcome for outcome in outcomes), outcomes
     assert checkpoint_steps(tmp_path / "checkpoints") == [2, 4]
+
+
+def train_on_a_full_disk(topology: Topology, run_dir: Path, asynchronous: bool) -> str:
+    """Rank 1 may write no file beyond 4 KiB until its first save has failed; what the system says is real, "File too large"."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    attempts = []
+
+    def told(self: Saver, error: BaseException, tell: Callable = Saver._tell) -> None:
+        attempts.append(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        tell(self, error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saver, "_tell", told)
+        if topology.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            outcome = train_fresh(topology, run_dir, CheckpointConfig(every=2, asynchronous=asynchronous))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in str(attempts[0])
+    return outcome
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_disk_that_is_really_full_costs_one_checkpoint(
+    rank_pool: RankPool, tmp_path: Path, asynchronous: bool
+) -> None:
+    assert set(rank_pool.run(train_on_a_full_disk, world=2, args=(tmp_path, asynchronous))) == {"finished"}
+    assert checkpoint_steps(tmp_path / "checkpoints") == [4, 6]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    saves = [record for record in records if "checkpoint/bytes" in record]
+    assert all(record["checkpoint/step"] == 4 for record in saves)
+    for record in saves:
+        assert 0 <= record["checkpoint/stall_s"] <= record["step_s"] * 100
+        assert record["checkpoint/bytes"] > 100_000
+
+
+def test_lines_that_a_full_disk_swallows_do_not_spoil_later_ones(tmp_path: Path) -> None:
+    writer = MetricsWriter(
+        tmp_path, LogConfig(every=100, tensorboard=False), total_steps=9, world=2, device="cpu", enabled=True
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer.step(numbers_of(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 40, hard))
+    try:
+        for step in (2, 3):
+            writer.step(numbers_of(step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.step(numbers_of(4))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 4]
+    assert (records[1]["straggler/rank"], records[1]["straggler/ratio"]) == (1, 3.0)
+
+
+def numbers_of(step: int) -> StepMetrics:
+    whole = {"samples": 8, "tokens": 64, "memory_bytes": 1, "bad_samples": 0, "flops": 1.0, "lr": 0.1, "seconds": 1.0}
+    parts = {"losses": {"image": 1.0}, "grad_norms": {}, "phases": {}, "banks": {}, "checkpoint": {}}
+    waits = {"data_wait_s": 0.0, "data_max_s": 0.0, "own_s": [0.1, 0.3]}
+    return StepMetrics(step=step, skipped=False, **whole, **parts, **waits)
+
+
+def test_milestones_are_kept_beside_the_newest(rank_pool: RankPool, tmp_path: Path) -> None:
+    assert set(
+        rank_pool.run(train_fresh, world=1, args=(tmp_path, CheckpointConfig(every=1, keep_last=1, keep_every=2)))
+    )
+    assert checkpoint_steps(tmp_path / "checkpoints") == [2, 4, 6]
 
 
 def test_old_checkpoints_never_push_out_new_ones(rank_pool: RankPool, tmp_path: Path) -> None:
