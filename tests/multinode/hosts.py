@@ -27,25 +27,22 @@ from pathlib import Path
 
 NODES = ("node1", "node2")
 ADDRESSES = {"node1": "10.77.0.1", "node2": "10.77.0.2"}
-PACKAGES = ("iproute2", "openssh-server", "pdsh", "faketime")
+PACKAGES = ("iproute2", "openssh-server", "pdsh")
 """Debian's names of what the hosts are made of."""
 SMALL_DISK = "16m"
-_CLOCK = "/usr/$LIB/faketime/libfaketime.so.1"
-"""Preloaded where a host's clock shall be wrong; $LIB is the dynamic linker's."""
+"""Size of a disk that is soon full."""
 
 
 def missing() -> str:
     """Why the hosts cannot be made here; empty when they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "two hosts on one machine are made of network namespaces: that needs root on Linux"
-    absent = [
-        name
-        for name in ("ip", "unshare", "nsenter", "sshd", "pdsh", "faketime")
-        if shutil.which(name, path=_PATH) is None
-    ]
+    absent = [name for name in ("ip", "unshare", "nsenter", "sshd", "pdsh") if shutil.which(name, path=_PATH) is None]
     if absent:
         return f"{', '.join(absent)} not found: apt-get install {' '.join(PACKAGES)}"
-    probe = subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True, text=True, check=False)
+    probe = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True, check=False
+    )
     return f"this container may not make namespaces: {probe.stderr.strip()}" if probe.returncode else ""
 
 
@@ -89,15 +86,14 @@ class TwoHosts:
             self.boot(node)
         (self.state / "hostfile").write_text("".join(f"{node} slots=2\n" for node in NODES))
 
-    def boot(self, node: str, clock_s: float = 0.0) -> None:
+    def boot(self, node: str, clock_s: int = 0) -> None:
         """Start a host that is down; its clock is `clock_s` seconds ahead. Waits until it takes logins."""
         if self.init_pid(node) is not None:
             return
         self._wire(node)
         self._plug(node, "up")
         self._write_etc(node)
-        clock = f"-oSetEnv=LD_PRELOAD={_CLOCK} FAKETIME={clock_s:+g}s FAKETIME_DONT_FAKE_MONOTONIC=1"
-        daemon = ["/usr/sbin/sshd", "-D", "-e", *([clock] if clock_s else [])]
+        daemon = ["/usr/sbin/sshd", "-D", "-e", *([self._wrong_clock(clock_s)] if clock_s else [])]
         isolate = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "slave", "--mount-proc"]
         script = f'hostname {node}; ip link set lo up; exec "$0" "$@"'
         with (self.state / f"{node}.log").open("a") as log:
@@ -194,6 +190,12 @@ class TwoHosts:
             f"HostKey {Path('/etc/ssh') / host_key.name}\nAuthorizedKeysFile {self.state}/id.pub\nStrictModes no\n"
             "PermitRootLogin yes\nUsePAM no\nPidFile none\nMaxStartups 100\n"
         )
+
+    def _wrong_clock(self, ahead_s: int) -> str:
+        """The option of sshd by which all that it starts is told another time of day."""
+        library = self.state / "wrong_clock.so"
+        _call("c++", "-shared", "-fPIC", "-o", str(library), str(Path(__file__).with_name("wrong_clock.cpp")))
+        return f"-oSetEnv=LD_PRELOAD={library} CLOCK_AHEAD_S={ahead_s}"
 
     def _answers(self, node: str) -> bool:
         login = self.command(node, "ssh", "-oBatchMode=yes", "-oConnectTimeout=2", ADDRESSES[node], "true")
