@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.hostfile import Host
-from launch.hosts import ANSWER_S, LOST_S, Reach
+from launch.hosts import ANSWER_S, Reach
 from launch.launchers import Command, Plan
 from launch.outcome import Outcome, judge, read_status
 
@@ -202,9 +202,7 @@ def _watch(launchers: list[subprocess.Popen[bytes]], guards: Guards, stop: Stop,
     while any(launcher.poll() is None for launcher in launchers):
         guards.beat()
         if lost := [guard.host for guard in guards.each if guard.lost]:
-            return (
-                f"the connection to {', '.join(lost)} broke (no sign of life for {LOST_S} s, or its guard was killed)"
-            )
+            return f"the connection to {', '.join(lost)} broke, or its guard was killed"
         if stop.count and not stopping:
             print(
                 f"submit: asking the ranks to write a checkpoint and stop, at most {grace_s:g} s; a second signal does not wait",

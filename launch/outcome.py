@@ -10,6 +10,8 @@ from typing import Any
 
 from megatron_ovenc.train.faults import EXIT_STOPPED
 
+FAILURES = ("failed", "hung")
+"""Statuses of ranks that could say what went wrong."""
 EXIT_CONFIG = 2
 """Exit code of a wrong configuration: starting again does not help."""
 
@@ -44,43 +46,52 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
         status: what `read_status` found.
         aborted: why the attempt was ended from outside, if it was.
     """
-    said, step = status.get("status"), status.get("step", 0)
+    said, step, detail = status.get("status"), status.get("step", 0), str(status.get("detail", ""))
     if said == "stopped" or returncode == EXIT_STOPPED:
-        return Outcome(
-            EXIT_STOPPED,
-            f"stopped at step {step} with a checkpoint; the same command continues"
-            if said == "stopped"
-            else "stopped with a checkpoint; the same command continues",
-        )
-    if aborted:
-        return Outcome(_shell_code(returncode), f"{aborted} (step {step})" if status else aborted)
+        where = f" at step {step}" if said == "stopped" else ""
+        return Outcome(EXIT_STOPPED, f"stopped{where} with a checkpoint; the same command continues")
+    if aborted:  # the launcher's code then tells how it was ended, not why
+        return Outcome(1, f"{aborted}; rank {status.get('rank')} {said}: {detail}" if said in FAILURES else aborted)
     if said == "finished" and returncode == 0:
         return Outcome(0, f"finished at step {step}")
-    detail = str(status.get("detail", ""))
     if returncode == EXIT_CONFIG or detail.startswith("ConfigError"):
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
     code = _shell_code(returncode)
-    if said in {"failed", "hung"}:
-        return Outcome(code, f"rank {status.get('rank')} {said} at step {step}: {detail}")
     how = f"the launcher ended with {_name(returncode)}"
+    if said in FAILURES:
+        tale = f"rank {status.get('rank')} {said} at step {step}: {_first_sentence(detail)}"
+        return Outcome(code, f"a rank died of {_name(returncode)}; {tale}" if _was_killed(returncode) else tale)
     if said == "finished":
         return Outcome(code, f"{how} after training had finished at step {step}")
-    told = (
-        "and the ranks never started training"
-        if not status
-        else "but training had neither finished nor been told to stop"
+    if not status:
+        return Outcome(code, f"{how}, and the ranks never started training; their messages are above")
+    return Outcome(
+        code,
+        f"{how}, but training had neither finished nor been told to stop; a rank was killed, or its message is above",
     )
-    return Outcome(code, f"{how}, {told}; a rank was killed, or its message is above")
+
+
+def _was_killed(returncode: int) -> bool:
+    """Whether a rank died by a signal without a word: what others then report is that they miss it.
+
+    Launchers end the remaining ranks by SIGTERM, so that one tells nothing.
+    """
+    return _signal_number(returncode) not in {0, signal.SIGTERM, signal.SIGINT}
+
+
+def _first_sentence(text: str) -> str:
+    return text.splitlines()[0].partition(". ")[0][:300] if text else "no reason given"
 
 
 def _shell_code(returncode: int) -> int:
-    """A non-zero exit code; 128 + n for death by signal n, which DeepSpeed passes on as 256 - n."""
+    """A non-zero exit code, 128 + n for death by signal n."""
     number = _signal_number(returncode)
     return 128 + number if number else returncode or 1
 
 
 def _signal_number(returncode: int) -> int:
-    number = -returncode if returncode < 0 else 256 - returncode if returncode > 255 - 65 else 0
+    """The signal that ended a launcher (-n) or a rank, which DeepSpeed passes on as 256 - n; 0 if none did."""
+    number = 256 - returncode if 191 < returncode < 255 else -returncode  # 255 is ssh's own failure
     return number if number in set(signal.Signals) else 0
 
 

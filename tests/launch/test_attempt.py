@@ -148,13 +148,23 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         (-9, {"status": "running"}, None, 137, "SIGKILL"),
         (247, {"status": "running"}, None, 137, "SIGKILL"),  # DeepSpeed: sys.exit(-9)
         (0, FAILED, None, 1, "rank 3 failed at step 9: RuntimeError: x"),
+        (
+            247,
+            FAILED,
+            None,
+            137,
+            "a rank died of SIGKILL; rank 3 failed at step 9: RuntimeError: x",
+        ),  # it missed the dead one
+        (241, FAILED, None, 143, "rank 3 failed at step 9: RuntimeError: x"),  # launchers end the others by SIGTERM
         (1, {**FAILED, "status": "hung"}, None, 1, "rank 3 hung at step 9"),
         (1, {"status": "finished", "step": 9}, None, 1, "after training had finished"),
         (1, STOPPED, None, 75, "stopped at step 9"),  # torchrun turns every code into 1
         (75, {"status": "running"}, None, 75, "stopped"),
         (2, {}, None, 2, "refused the configuration"),
         (1, {**FAILED, "detail": "ConfigError: x"}, None, 2, "ConfigError: x"),
-        (0, {"status": "running", "step": 4}, "b is lost", 1, "b is lost (step 4)"),
+        (255, {"status": "running", "step": 0}, None, 255, "ended with code 255"),  # ssh's own failure, no signal
+        (241, {"status": "running", "step": 0}, "b is lost", 1, "b is lost"),
+        (241, FAILED, "b is lost", 1, "b is lost; rank 3 failed: RuntimeError: x"),
         (-15, STOPPED, "told to stop, but not ended", 75, "stopped at step 9"),
     ],
 )

@@ -68,6 +68,15 @@ def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hosts"
 
 
+@pytest.fixture
+def address() -> str:
+    """An address on which hosts that are played by this machine can meet."""
+    mine = next(iter(addresses().values()), None)
+    if mine is None:
+        pytest.skip("this machine has no network interface but the loopback")
+    return mine.partition("/")[0]
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
@@ -123,12 +132,8 @@ def test_every_host_that_is_not_ready_is_named(
 
 
 def test_a_dry_run_checks_and_prints_commands_that_a_shell_can_run(
-    config: Path, hostfile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, hostfile: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine = next(iter(addresses().values()), None)
-    if mine is None:
-        pytest.skip("this machine has no network interface but the loopback")
-    address = mine.partition("/")[0]
     hostfile.write_text("a slots=2\nb slots=4\n")
     options = ["--hostfile", str(hostfile), "--config", str(config), "--launcher", "torchrun", "--dry-run"]
     options += ["--set", "run_dir=" + str(tmp_path / "a run"), "--set", "train.steps=7"]
@@ -162,7 +167,7 @@ def test_a_restart_goes_on_without_lost_hosts_if_it_may(
     assert "the hosts are not ready" in refusal("--min-hosts", "1", number=1), "a first attempt misses no host"
     assert "1 hosts are reachable, --min-hosts wants 2" in refusal("--min-hosts", "2", number=2)
     job = submit.Job(submit.arguments([*words, "--min-hosts", "1"]))
-    with pytest.raises(ValueError, match="127.0.0.1 is not an address of the first host a"):
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1 is not an address of the first host a"):
         job.plan(2)  # the hosts are ready: the next check speaks
     assert job.hosts == [Host("a", (0, 1))]
     assert "going on without dead1 (ssh: connect to host dead1 port 22: No route to host)" in capsys.readouterr().out
@@ -284,7 +289,7 @@ def test_a_killed_rank_is_a_failure_and_nothing_is_left(config: Path, tmp_path: 
     assert json.loads((run_dir / "exit_status.json").read_text())["job"] == directory.name
 
 
-def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, tmp_path: Path) -> None:
+def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, address: str, tmp_path: Path) -> None:
     """With stand-ins of srun and scontrol, and two real ranks that get SIGUSR1, as from `--signal=USR1@300`."""
     environment = clean_environment() | {
         "PATH": f"{STAND_INS}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -293,7 +298,7 @@ def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, tmp_path:
         "SLURM_JOB_ID": "4711",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_REQUEUED": str(tmp_path / "requeued"),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": address,
         "ENV_FILE": str(tmp_path / "env"),
     }
     (tmp_path / "env").write_text("SPACED=a b\n")
@@ -312,3 +317,12 @@ def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, tmp_path:
     assert (tmp_path / "requeued").read_text() == "4711\n"
     assert json.loads((run_dir / "exit_status.json").read_text())["status"] == "stopped"
     assert not psutil.wait_procs(everything, timeout=5)[1]
+
+
+def test_the_commands_of_the_cluster_page_are_understood() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text() + (ROOT / "README.md").read_text()
+    lines = [line for line in page.replace("\\\n", " ").splitlines() if line.startswith("python -m launch.submit ")]
+    assert len(lines) >= 2
+    for line in lines:
+        options = submit.arguments(shlex.split(line)[3:])
+        assert all((ROOT / path).is_file() for path in (options.config, options.hostfile, options.env_file)), line
