@@ -195,8 +195,13 @@ class Checkpointer:
         try:
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
         except dcp.api.CheckpointException as error:
-            # Raised on every rank, with all ranks' failures; not an Exception by inheritance.
-            raise CheckpointError(f"{partial} could not be written: {error}") from error
+            # Raised on every rank, with all ranks' failures; not an Exception by inheritance. torch's writer hides a full disk
+            # behind an error of its own, so the room that is left is told.
+            told = "; ".join(f"rank {r}: {type(e).__name__}: {e}".strip() for r, (e, _) in error.failures.items())
+            free = shutil.disk_usage(self.directory).free / 2**20
+            raise CheckpointError(
+                f"{partial} could not be written: {told} (room left there: {free:,.0f} MiB)"
+            ) from error
         facts = self._together(lambda: self._record(partial, scalars, rank))
         return {name: fact for part in facts for name, fact in part.items()}
 
