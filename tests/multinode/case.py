@@ -11,7 +11,7 @@ from tests.multinode.fault_table import Fault, FaultTable
 from tests.multinode.hosts import TwoHosts
 from tests.multinode.job import EVERY, Job, Losses, largest_difference, losses, run_alone, steps_lost
 
-SOON_S = 15
+SOON_S = 20
 SOON = (f"train.hang_timeout_s={SOON_S}", "data.sample_timeout_s=10")
 """Settings under which a hang is found in seconds; not for a machine that is busy with other things."""
 BROKEN = "Connection reset|Connection closed|exits with return code|HANG"
