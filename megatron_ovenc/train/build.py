@@ -166,6 +166,7 @@ def assemble(
         heartbeat.note("start-up")
         checkpointer = Checkpointer(run_dir / "checkpoints", config.checkpoint, dump(config), config.parallel.timeout_s)
         stack.callback(checkpointer.close)
+        heartbeat.saving = lambda: checkpointer.busy
         metrics.say(describe_layers(config, topology.device))
         resume(config, state, checkpointer, metrics)
         stop = stop or stack.enter_context(StopRequests())

@@ -123,9 +123,16 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for a save under way; raises what went wrong with it."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if self._pending is not None:
+            try:
+                self._pending.result()
+            finally:
+                self._pending = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way in the background. Not collective."""
+        return self._pending is not None and not self._pending.done()
 
     def failed(self) -> BaseException | None:
         """What went wrong with a save in the background, without waiting for one that is under way. Not collective."""

@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -59,6 +60,8 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.last = Beat("start-up", 0, 0, time.monotonic(), True)
+        self.saving: Callable[[], bool] = lambda: False
+        """Whether a checkpoint is being written in the background."""
         self._first_step: int | None = None
 
     def note(self, phase: str, step: int = 0) -> None:
@@ -127,9 +130,17 @@ class Watchdog:
         return time.monotonic() - last.since > (self._patient_s if last.patient else self._timeout_s)
 
     def _follow(self, failure: str) -> None:
-        """Another rank, or this one, has failed: training and clean-up may wait for it without end."""
-        if not self._left.wait(self._grace_s):
-            self._end(f"ended by its watchdog, since the job has failed on {failure}")
+        """Another rank, or this one, has failed: training and clean-up may wait for it without end.
+
+        A checkpoint in the making is given as long as a hang, for its ranks may all be there still.
+        """
+        noticed = time.monotonic()
+        while (waited := time.monotonic() - noticed) < self._grace_s or (
+            self._heartbeat.saving() and waited < self._timeout_s
+        ):
+            if self._left.wait(self._tick_s):
+                return
+        self._end(f"ended by its watchdog, since the job has failed on {failure}")
 
     def _judge(self) -> None:
         """Report, wait for the others' reports, compare."""
