@@ -93,10 +93,6 @@ def _seconds(value: float | None) -> str:
 
 
 def _plain(line: str) -> str:
-    """Without the host that pdsh puts before it, and with directories shortened."""
+    """Without the host that pdsh puts before it, and without the directories above the run and the shards."""
     line = re.sub(r"^node\d: ", "", line)
-    return (
-        re.sub(r"(/[\w.-]+)+/(\w+)/(?=checkpoints|hangs|bad_steps|launch|exit_status)", r"\2/", line)
-        .strip()
-        .replace("`", "'")
-    )
+    return re.sub(r"(?:/[\w.-]+)+/(?=run/|images-|clips-)", "", line).strip().replace("`", "'")
