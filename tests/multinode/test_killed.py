@@ -30,16 +30,16 @@ def test_rank(case: Case) -> None:
 
 @pytest.mark.slow
 def test_launcher(case: Case) -> None:
-    """DeepSpeed's process on the second host: its ranks are orphans then."""
+    """DeepSpeed's process on the second host: its ranks are orphans then, but guarded by launch.submit. They go on to the end."""
     job = case.job()
     with job.running():
         job.wait_for_step(EVERY + 2)
         at = time.time()
         (launcher,) = job.launchers("node2")
         launcher.send_signal(signal.SIGKILL)
-        assert job.wait() not in (0, 2, 75), job.output
-    case.resume_alone()
-    case.record("kill -9 of DeepSpeed's launcher on one host", job, at, said="submit: .*exit code", noticed=BROKEN)
+        assert job.wait() == 0, job.output
+    row = case.record("kill -9 of DeepSpeed's launcher on one host", job, at, said="submit: finished", goes_on=True)
+    assert row.lost == 0
 
 
 @pytest.mark.slow
