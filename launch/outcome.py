@@ -47,13 +47,16 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
         aborted: why the attempt was ended from outside, if it was.
     """
     said, step, detail = status.get("status"), status.get("step", 0), str(status.get("detail", ""))
-    if said == "stopped" or returncode == EXIT_STOPPED:
+    if said == "stopped" or (returncode == EXIT_STOPPED and said not in FAILURES):
         where = f" at step {step}" if said == "stopped" else ""
         return Outcome(EXIT_STOPPED, f"stopped{where} with a checkpoint; the same command continues")
+    if (
+        said == "finished"
+    ):  # written after the last checkpoint: nothing is missing, whatever the launcher met afterwards
+        remark = f" (the launcher then ended with {_name(returncode)})" if returncode else ""
+        return Outcome(0, f"finished at step {step}{remark}")
     if aborted:  # the launcher's code then tells how it was ended, not why
         return Outcome(1, f"{aborted}; rank {status.get('rank')} {said}: {detail}" if said in FAILURES else aborted)
-    if said == "finished" and returncode == 0:
-        return Outcome(0, f"finished at step {step}")
     if returncode == EXIT_CONFIG or detail.startswith("ConfigError"):
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
     code = _shell_code(returncode)
@@ -61,8 +64,6 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
     if said in FAILURES:
         tale = f"rank {status.get('rank')} {said} at step {step}: {_first_sentence(detail)}"
         return Outcome(code, f"a rank died of {_name(returncode)}; {tale}" if _was_killed(returncode) else tale)
-    if said == "finished":
-        return Outcome(code, f"{how} after training had finished at step {step}")
     if not status:
         return Outcome(code, f"{how}, and the ranks never started training; their messages are above")
     return Outcome(
@@ -84,9 +85,9 @@ def _first_sentence(text: str) -> str:
 
 
 def _shell_code(returncode: int) -> int:
-    """A non-zero exit code, 128 + n for death by signal n."""
+    """The exit code of a failure: 128 + n for death by signal n, and none that means something else."""
     number = _signal_number(returncode)
-    return 128 + number if number else returncode or 1
+    return 128 + number if number else 1 if returncode in {0, EXIT_STOPPED} else returncode
 
 
 def _signal_number(returncode: int) -> int:

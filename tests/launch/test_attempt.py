@@ -157,9 +157,11 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         ),  # it missed the dead one
         (241, FAILED, None, 143, "rank 3 failed at step 9: RuntimeError: x"),  # launchers end the others by SIGTERM
         (1, {**FAILED, "status": "hung"}, None, 1, "rank 3 hung at step 9"),
-        (1, {"status": "finished", "step": 9}, None, 1, "after training had finished"),
+        (255, {"status": "finished", "step": 9}, None, 0, "finished at step 9 (the launcher then ended with code 255)"),
+        (-15, {"status": "finished", "step": 9}, "b is lost", 0, "finished at step 9"),
         (1, STOPPED, None, 75, "stopped at step 9"),  # torchrun turns every code into 1
         (75, {"status": "running"}, None, 75, "stopped"),
+        (75, FAILED, None, 1, "rank 3 failed"),  # pdsh tells the largest code of all hosts
         (2, {}, None, 2, "refused the configuration"),
         (1, {**FAILED, "detail": "ConfigError: x"}, None, 2, "ConfigError: x"),
         (255, {"status": "running", "step": 0}, None, 255, "ended with code 255"),  # ssh's own failure, no signal
