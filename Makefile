@@ -1,6 +1,8 @@
 # Two commands set everything up on a fresh machine:
 #   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (7 to 13 minutes on 2 cores)
 #   make test    install into .venv, then run the tests on both supported majors of transformers
+# A third one needs root on Linux, takes three minutes, and installs sshd and pdsh where they are missing:
+#   make test-multinode      two hosts in network namespaces train together, lose a rank, the network, a checkpoint
 # Two more want a GPU and the environment of the Dockerfile, and take under ten minutes each (docs/gpu.md):
 #   make gpu-check   does the GPU compute what the CPU computes?
 #   make gpu-bench   how fast does it train?
@@ -13,7 +15,7 @@ RUN := . $(VENV)/bin/activate &&
 TF4 := .cache/transformers4
 TF4_PACKAGES := "transformers==4.57.6" "huggingface-hub<1" "tokenizers>=0.22,<0.23" requests urllib3 charset-normalizer certifi
 
-.PHONY: demo test test-hf4 bench lint install schema clean gpu-check gpu-bench
+.PHONY: demo test test-hf4 test-multinode test-multinode-all bench lint install schema clean gpu-check gpu-bench
 
 demo: $(VENV)/installed
 	$(RUN) python -m tools.demo --output output/demo
@@ -23,6 +25,18 @@ test: $(VENV)/installed test-hf4
 
 test-hf4: $(TF4)/installed
 	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest --disable-warnings tests/onevision_encoder
+
+# What does not run here is skipped, with the reason.
+MULTINODE := OMP_NUM_THREADS=1 python -m pytest tests/multinode --disable-warnings -rs --durations=0 --durations-min=1
+
+test-multinode: $(VENV)/installed
+	$(RUN) python -m tests.multinode.hosts packages
+	$(RUN) $(MULTINODE) -m "multinode and not slow"
+
+# Every row of benchmarks/faults.md, anew: half an hour on two cores that have nothing else to do.
+test-multinode-all: $(VENV)/installed
+	$(RUN) python -m tests.multinode.hosts packages
+	$(RUN) $(MULTINODE) -m multinode --fault-table benchmarks/faults.md
 
 # The concept bank against the reference's algorithm, in one run. Needs about 15 GB and the machine to itself; the other tables
 # have commands of their own, named on their pages under benchmarks/.
