@@ -1,0 +1,237 @@
+"""One optimizer step of the trainer's own encoder, banks and optimizers, traced on shapes.
+
+Traced is the last micro-batch of a step, of all heads, and the update: it begins with all that earlier ones leave behind, so
+nothing before it takes more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+
+from megatron_ovenc.concept_bank import BankOptimizer, ConceptBank
+from megatron_ovenc.concept_bank.row_gradient import RowGradient
+from megatron_ovenc.config import HeadConfig, RunConfig, SourceConfig
+from megatron_ovenc.data.order import micro_batch_slices
+from megatron_ovenc.model.encoder import Encoder
+from megatron_ovenc.parallel.fsdp import ShardedEncoder
+from megatron_ovenc.parallel.gradients import local
+from megatron_ovenc.parallel.topology import Topology
+from megatron_ovenc.train.state import EncoderOptimizer
+from tools.plan.sharding import GRADIENTS, ShardingOnShapes
+from tools.plan.trace import Trace
+from tools.plan.world import imaginary_world
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadLoad:
+    """A head's micro-batch on the data rank that has most of it."""
+
+    name: str
+    samples: int
+    tokens: int
+    """Patches a sample, of the longest view."""
+    mean_tokens: float
+    """Patches a sample, on average over views."""
+    competing_rows: int
+    """Rows of this rank's part of the bank that the GPU has buffers for in a draw (M)."""
+    owned_rows: int
+    """Rows of this rank's part of the bank."""
+    gathered_samples: int
+    """Samples of the micro-batch over all ranks (N)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TracedStep:
+    """What a step takes on rank 0, which never takes less than another rank."""
+
+    memory: Counter[str]
+    """Bytes at the peak, by purpose; their sum is the peak."""
+    resident: Counter[str]
+    """Bytes of what lives for the whole run, by purpose."""
+    gradients: int
+    """Bytes of the encoder's gradients when the optimizer begins."""
+    sent: Counter[tuple[str, str]]
+    """Message bytes a step, by collective and group: `tensor`, `data`, `world`, or `sharding` for FSDP's over the data group."""
+    heads: tuple[HeadLoad, ...]
+    parameters: int
+    """Numbers of this tensor rank's encoder, all data ranks' shards together."""
+    shard: int
+    """Numbers of this rank's shard of the encoder."""
+
+
+def head_tokens(source: SourceConfig, patch_size: int) -> tuple[int, float]:
+    """Patches of a sample: most, and on average over the views of a clip as long as the time axis."""
+    frame = (source.size // patch_size) ** 2
+    if source.kind == "image":
+        return frame, float(frame)
+    tokens = {"codec": source.tokens, "frames": source.num_frames * frame, "collage": source.num_frames * frame}
+    shares = {mode: getattr(source.modes, mode) for mode in tokens}
+    return max(tokens[mode] for mode in tokens if shares[mode]), sum(tokens[mode] * shares[mode] for mode in tokens)
+
+
+def trace_step(config: RunConfig, world_size: int) -> TracedStep:
+    """Trace a checked configuration on rank 0 of `world_size`."""
+    # Transformer Engine's layers exist on a GPU only; torch's take their place, at the same sizes.
+    model = replace(config.model, init=None, layers="sdpa" if config.model.layers == "te" else config.model.layers)
+    config = replace(config, model=model)
+    with imaginary_world(world_size, config.parallel.tensor) as topology:
+        return _StepOnShapes(config, topology).run()
+
+
+class _StepOnShapes:
+    """What the trainer builds and does, without data."""
+
+    def __init__(self, config: RunConfig, topology: Topology) -> None:
+        self.config, self.topology, self.trace = config, topology, Trace()
+        parallel, optimizer = config.parallel, config.optimizer
+        with topology.device:
+            sharded = Encoder(config.model, parallel, topology)
+            self.encoder = Encoder(config.model, parallel, topology)
+        # FSDP asks the mesh for a device with streams; the shards stay on the meta device all the same.
+        on_host = replace(topology, device=torch.device("cpu"))
+        ShardedEncoder(sharded, sharded.block.layers, on_host, parallel.zero, parallel.precision)
+        self.shards = [local(parameter) for parameter in sharded.parameters()]
+        with self.trace:
+            self.trace.keep("parameters", self.shards)
+            with self.trace.purpose("moments"):
+                self.optimizer = EncoderOptimizer(sharded, optimizer)
+            with self.trace.purpose("bank centres"):
+                self.banks = {
+                    head.name: ConceptBank(
+                        head.bank,
+                        dim=config.model.hidden_size,
+                        head=head.name,
+                        seed=config.train.seed,
+                        topology=topology,
+                    )
+                    for head in config.heads
+                }
+            with self.trace.purpose("bank moments"):
+                self.bank_optimizer = BankOptimizer(
+                    self.banks, betas=optimizer.betas, eps=optimizer.eps, world_group=topology.world_group
+                )
+        self.resident = +self.trace.live
+        if parallel.precision == "bf16":
+            for parameter in self.encoder.parameters():
+                parameter.data = parameter.data.bfloat16()
+        self.trace.overlook(self.encoder.parameters())  # gathered weights stand for them
+
+    def run(self) -> TracedStep:
+        config, trace = self.config, self.trace
+        earlier = config.train.grad_accumulation - 1
+        batch: tuple[torch.Tensor, ...] = ()
+        trace.restart()
+        with trace:
+            self.bank_optimizer.begin(config.train.steps)
+            sharding = ShardingOnShapes(self.encoder, config.parallel, self.topology.data, trace, earlier > 0)
+            for head in config.heads:
+                bank, sizes = self.banks[head.name], self._batch_sizes(head)
+                with trace.purpose("bank gradients"):
+                    bank.gradient = self._earlier_gradient(head, earlier)
+                with trace.purpose("batches"):
+                    batch = self._batch(head, sizes[0])
+                sharding.last_backward = head is config.heads[-1]
+                self._forward_backward(bank, batch, sizes)
+            sharding.release()
+            gradients, sent = trace.live[GRADIENTS], trace.sent.copy()
+            with trace.purpose("optimizer step"):
+                self._update()
+        return TracedStep(
+            memory=+trace.peak,
+            resident=self.resident,
+            gradients=gradients,
+            sent=self._messages(sent),
+            heads=tuple(self._load(head) for head in config.heads),
+            parameters=sum(p.numel() for p in self.encoder.parameters()),
+            shard=sum(shard.numel() for shard in self.shards),
+        )
+
+    def _forward_backward(self, bank: ConceptBank, batch: tuple[torch.Tensor, ...], sizes: list[int]) -> None:
+        patches, positions, labels, offsets = batch
+        with self.trace.purpose("activations"):
+            pooled = self.encoder(patches, positions, offsets).pooled
+        with self.trace.purpose("bank step"):
+            embeddings = pooled.detach().requires_grad_()
+            bank.loss(embeddings, labels, step=0, batch_sizes=sizes).backward()
+            assert bank.gradient is not None and embeddings.grad is not None
+            self.trace.keep("bank gradients", [bank.gradient.values])
+        with self.trace.purpose("backward"):
+            pooled.backward(embeddings.grad)
+
+    def _update(self) -> None:
+        norms = self.bank_optimizer.grad_norms()
+        self.bank_optimizer.clip(norms, 1.0)
+        # On a GPU torch's AdamW works on all tensors at once, and makes the roots of all second moments.
+        roots = [torch.empty_like(shard) for shard in self.shards]
+        del roots
+        self.bank_optimizer.step(1.0)
+
+    def _batch_sizes(self, head: HeadConfig) -> list[int]:
+        accumulation, data = self.config.train.grad_accumulation, self.topology.data
+        slices = micro_batch_slices(head.global_batch_size, accumulation, data, head=head.name)
+        return [part.stop - part.start for part in slices]
+
+    def _batch(self, head: HeadConfig, samples: int) -> tuple[torch.Tensor, ...]:
+        """patches, positions and labels on the device, offsets on the host; every clip in the longest view."""
+        patch = self.config.model.patch_size
+        tokens = head_tokens(head.source, patch)[0]
+        with self.topology.device:
+            patches = torch.empty(samples * tokens, 3 * patch**2, dtype=torch.uint8)
+            positions = torch.empty(samples * tokens, 3, dtype=torch.int32)
+            labels = torch.empty(samples, head.bank.positives, dtype=torch.int64)
+        return patches, positions, labels, torch.arange(samples + 1, dtype=torch.int32) * tokens
+
+    def _competing(self, head: HeadConfig) -> int:
+        """Rows that a draw has room for on a GPU."""
+        bank = self.banks[head.name]
+        labels = torch.empty(sum(self._batch_sizes(head)), head.bank.positives, dtype=torch.int64, device="meta")
+        rows = bank.competitors(labels, step=0).rows
+        return len(bank.weight) if rows is None else len(rows)
+
+    def _earlier_gradient(self, head: HeadConfig, draws: int) -> RowGradient | None:
+        """What `draws` micro-batches leave in a bank."""
+        bank = self.banks[head.name]
+        if draws == 0:
+            return None
+        total, everything = len(bank.weight), head.bank.sample_rate == 1
+        size = total if everything else min(draws * self._competing(head), total)
+        rows = None if everything else torch.empty(size, dtype=torch.int64, device="meta")
+        return RowGradient(rows=rows, values=bank.weight.new_empty(size, bank.dim), total=total)
+
+    def _load(self, head: HeadConfig) -> HeadLoad:
+        sizes, (most, mean) = self._batch_sizes(head), head_tokens(head.source, self.config.model.patch_size)
+        return HeadLoad(
+            name=head.name,
+            samples=sizes[0],
+            tokens=most,
+            mean_tokens=mean,
+            competing_rows=self._competing(head),
+            owned_rows=len(self.banks[head.name].weight),
+            gathered_samples=sum(sizes),
+        )
+
+    def _messages(self, traced: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+        """Of a step: what was traced in every micro-batch, and the encoder's sharding by its rules."""
+        config, topology = self.config, self.topology
+        names = {
+            group.group_name: name
+            for name, group in (
+                ("tensor", topology.tensor_group),
+                ("data", topology.data_group),
+                ("world", topology.world_group),
+            )
+        }
+        accumulation = config.train.grad_accumulation
+        sent = Counter({(what, names[group]): size * accumulation for (what, group), size in traced.items()})
+        numbers = sum(p.numel() for p in self.encoder.parameters())
+        passes = accumulation * len(config.heads)
+        if config.parallel.zero == 0:
+            sent["all-reduce", "sharding"] = 4 * numbers
+        else:
+            gathers = 2 * passes if config.parallel.zero == 3 else 1
+            sent["all-gather", "sharding"] = gathers * numbers * (2 if config.parallel.precision == "bf16" else 4)
+            sent["reduce-scatter", "sharding"] = 4 * numbers
+        return sent
