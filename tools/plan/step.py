@@ -7,6 +7,8 @@ nothing before it takes more.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +22,7 @@ from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.state import EncoderOptimizer
-from tools.plan.sharding import GRADIENTS, ShardingOnShapes
+from tools.plan.sharding import ShardingOnShapes
 from tools.plan.trace import Trace
 from tools.plan.world import imaginary_world
 
@@ -31,45 +33,51 @@ class HeadLoad:
 
     name: str
     samples: int
-    tokens: int
-    """Patches a sample, of the longest view."""
-    mean_tokens: float
-    """Patches a sample, on average over views."""
-    competing_rows: int
-    """Rows of this rank's part of the bank that the GPU has buffers for in a draw (M)."""
-    owned_rows: int
-    """Rows of this rank's part of the bank."""
-    gathered_samples: int
+    views: tuple[tuple[float, int], ...]
+    """Share of samples and patches a sample, of each view."""
+    gathered: int
     """Samples of the micro-batch over all ranks (N)."""
+    competing: int
+    """Rows of this rank's part of the bank that the GPU has buffers for in a draw (M)."""
+    owned: int
+    """Rows of this rank's part of the bank (R)."""
+
+    @property
+    def longest(self) -> int:
+        """Patches of the longest view."""
+        return max(tokens for _, tokens in self.views)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TracedStep:
     """What a step takes on rank 0, which never takes less than another rank."""
 
-    memory: Counter[str]
-    """Bytes at the peak, by purpose; their sum is the peak."""
+    phases: dict[str, Counter[str]]
+    """Bytes at the peak of each phase, by purpose."""
     resident: Counter[str]
     """Bytes of what lives for the whole run, by purpose."""
-    gradients: int
-    """Bytes of the encoder's gradients when the optimizer begins."""
     sent: Counter[tuple[str, str]]
     """Message bytes a step, by collective and group: `tensor`, `data`, `world`, or `sharding` for FSDP's over the data group."""
     heads: tuple[HeadLoad, ...]
     parameters: int
-    """Numbers of this tensor rank's encoder, all data ranks' shards together."""
+    """Numbers of a tensor rank's encoder."""
     shard: int
-    """Numbers of this rank's shard of the encoder."""
+    """Numbers of this rank's shard of it."""
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that tensors take at a time."""
+        return max(counter.total() for counter in self.phases.values())
 
 
-def head_tokens(source: SourceConfig, patch_size: int) -> tuple[int, float]:
-    """Patches of a sample: most, and on average over the views of a clip as long as the time axis."""
+def head_views(source: SourceConfig, patch_size: int) -> tuple[tuple[float, int], ...]:
+    """Views of a picture, or of a clip as long as the time axis: (share, patches)."""
     frame = (source.size // patch_size) ** 2
     if source.kind == "image":
-        return frame, float(frame)
-    tokens = {"codec": source.tokens, "frames": source.num_frames * frame, "collage": source.num_frames * frame}
-    shares = {mode: getattr(source.modes, mode) for mode in tokens}
-    return max(tokens[mode] for mode in tokens if shares[mode]), sum(tokens[mode] * shares[mode] for mode in tokens)
+        return ((1.0, frame),)
+    frames, modes = source.num_frames * frame, source.modes
+    views = ((modes.codec, source.tokens), (modes.frames, frames), (modes.collage, frames))
+    return tuple(view for view in views if view[0] > 0)
 
 
 def trace_step(config: RunConfig, world_size: int) -> TracedStep:
@@ -86,6 +94,7 @@ class _StepOnShapes:
 
     def __init__(self, config: RunConfig, topology: Topology) -> None:
         self.config, self.topology, self.trace = config, topology, Trace()
+        self.phases: dict[str, Counter[str]] = {}
         parallel, optimizer = config.parallel, config.optimizer
         with topology.device:
             sharded = Encoder(config.model, parallel, topology)
@@ -123,7 +132,6 @@ class _StepOnShapes:
         config, trace = self.config, self.trace
         earlier = config.train.grad_accumulation - 1
         batch: tuple[torch.Tensor, ...] = ()
-        trace.restart()
         with trace:
             self.bank_optimizer.begin(config.train.steps)
             sharding = ShardingOnShapes(self.encoder, config.parallel, self.topology.data, trace, earlier > 0)
@@ -136,13 +144,12 @@ class _StepOnShapes:
                 sharding.last_backward = head is config.heads[-1]
                 self._forward_backward(bank, batch, sizes)
             sharding.release()
-            gradients, sent = trace.live[GRADIENTS], trace.sent.copy()
-            with trace.purpose("optimizer step"):
+            sent = trace.sent.copy()
+            with self._phase("optimizer", "optimizer step"):
                 self._update()
         return TracedStep(
-            memory=+trace.peak,
+            phases=self.phases,
             resident=self.resident,
-            gradients=gradients,
             sent=self._messages(sent),
             heads=tuple(self._load(head) for head in config.heads),
             parameters=sum(p.numel() for p in self.encoder.parameters()),
@@ -151,15 +158,23 @@ class _StepOnShapes:
 
     def _forward_backward(self, bank: ConceptBank, batch: tuple[torch.Tensor, ...], sizes: list[int]) -> None:
         patches, positions, labels, offsets = batch
-        with self.trace.purpose("activations"):
+        with self._phase("forward", "activations"):
             pooled = self.encoder(patches, positions, offsets).pooled
-        with self.trace.purpose("bank step"):
+        with self._phase("bank", "bank step"):
             embeddings = pooled.detach().requires_grad_()
             bank.loss(embeddings, labels, step=0, batch_sizes=sizes).backward()
             assert bank.gradient is not None and embeddings.grad is not None
             self.trace.keep("bank gradients", [bank.gradient.values])
-        with self.trace.purpose("backward"):
+        with self._phase("backward", "backward"):
             pooled.backward(embeddings.grad)
+
+    @contextmanager
+    def _phase(self, name: str, purpose: str) -> Iterator[None]:
+        """The peak inside is that of phase `name` if it is the largest so far; what is allocated is for `purpose`."""
+        self.trace.restart()
+        with self.trace.purpose(purpose):
+            yield
+        self.phases[name] = max(self.phases.get(name, Counter()), +self.trace.peak, key=Counter.total)
 
     def _update(self) -> None:
         norms = self.bank_optimizer.grad_norms()
@@ -177,7 +192,7 @@ class _StepOnShapes:
     def _batch(self, head: HeadConfig, samples: int) -> tuple[torch.Tensor, ...]:
         """patches, positions and labels on the device, offsets on the host; every clip in the longest view."""
         patch = self.config.model.patch_size
-        tokens = head_tokens(head.source, patch)[0]
+        tokens = max(tokens for _, tokens in head_views(head.source, patch))
         with self.topology.device:
             patches = torch.empty(samples * tokens, 3 * patch**2, dtype=torch.uint8)
             positions = torch.empty(samples * tokens, 3, dtype=torch.int32)
@@ -202,15 +217,14 @@ class _StepOnShapes:
         return RowGradient(rows=rows, values=bank.weight.new_empty(size, bank.dim), total=total)
 
     def _load(self, head: HeadConfig) -> HeadLoad:
-        sizes, (most, mean) = self._batch_sizes(head), head_tokens(head.source, self.config.model.patch_size)
+        sizes = self._batch_sizes(head)
         return HeadLoad(
             name=head.name,
             samples=sizes[0],
-            tokens=most,
-            mean_tokens=mean,
-            competing_rows=self._competing(head),
-            owned_rows=len(self.banks[head.name].weight),
-            gathered_samples=sum(sizes),
+            views=head_views(head.source, self.config.model.patch_size),
+            gathered=sum(sizes),
+            competing=self._competing(head),
+            owned=len(self.banks[head.name].weight),
         )
 
     def _messages(self, traced: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
