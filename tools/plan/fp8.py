@@ -16,5 +16,7 @@ def fp8_fitness(config: RunConfig, heads: tuple[HeadLoad, ...]) -> dict[str, str
     for recipe, multiple in MULTIPLES.items():
         wrong = [f"{name} = {size}" for name, size in dimensions.items() if size % multiple]
         added = [f"{h.name} {-h.samples * h.longest % (multiple * split)}" for h in heads]
-        fitness[recipe] = f"{', '.join(wrong)}: no multiple of {multiple}" if wrong else f"fits; tokens added: {', '.join(added)}"
+        fitness[recipe] = (
+            f"{', '.join(wrong)}: no multiple of {multiple}" if wrong else f"fits; tokens added: {', '.join(added)}"
+        )
     return fitness

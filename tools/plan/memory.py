@@ -31,7 +31,7 @@ class Memory:
 def memory(config: RunConfig, step: TracedStep, world: int, gpu: Gpu, assumed: Assumptions) -> Memory:
     """What a GPU needs for a traced step, and what it has."""
     tensor = config.parallel.tensor
-    communicators = (world > 1) + (1 < world // tensor) + (tensor > 1)
+    communicators = (world > 1) + (world // tensor > 1) + (tensor > 1)
     return Memory(
         tensors=step.peak,
         allowance={

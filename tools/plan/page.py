@@ -99,9 +99,10 @@ def show(plan: Plan) -> None:
     """Print tables."""
     console = Console(soft_wrap=True, highlight=False)
     parallel = plan.config.parallel
+    recompute = str(parallel.recompute).lower()
     console.print(
-        f"[bold]{plan.world} x {plan.gpu}[/]: data {plan.world // parallel.tensor} x tensor {parallel.tensor}, zero {parallel.zero}, "
-        f"recompute {str(parallel.recompute).lower()}, {parallel.precision}, layers {plan.config.model.layers}"
+        f"[bold]{plan.world} x {plan.gpu}[/]: data {plan.world // parallel.tensor} x tensor {parallel.tensor}, "
+        f"zero {parallel.zero}, recompute {recompute}, {parallel.precision}, layers {plan.config.model.layers}"
     )
     console.print(_memory_table(plan))
     console.print(_verdict(plan))
@@ -131,10 +132,12 @@ def _memory_table(plan: Plan) -> Table:
 def _verdict(plan: Plan) -> str:
     needed = plan.memory
     allowance = ", ".join(f"{name} {_gib(size)}" for name, size in needed.allowance.items())
+    other = str(not plan.config.parallel.recompute).lower()
+    verdict = "[bold green]fits[/]" if needed.fits else "[bold red]does not fit[/]"
     lines = [
-        f"needs [bold]{_gib(needed.total)} GiB[/] of {_gib(needed.capacity)}: tensors {_gib(needed.tensors)}, {allowance} (assumed): "
-        + ("[bold green]fits[/]" if needed.fits else "[bold red]does not fit[/]"),
-        f"with parallel.recompute={str(not plan.config.parallel.recompute).lower()} it would need {_gib(plan.other_policy.total)} GiB",
+        f"needs [bold]{_gib(needed.total)} GiB[/] of {_gib(needed.capacity)}: {verdict}",
+        f"  tensors {_gib(needed.tensors)}; assumed: {allowance}",
+        f"  with parallel.recompute={other} it would need {_gib(plan.other_policy.total)} GiB",
     ]
     if not needed.fits and not plan.remedies:
         lines.append("nothing that was tried would fit: take more GPUs, larger ones, or smaller batches")
@@ -163,7 +166,8 @@ def _facts(plan: Plan) -> list[str]:
     messages = ", ".join(f"{op} of {group} {size / 1e6:,.1f} MB" for (op, group), size in plan.step.sent.items())
     received = ", ".join(f"{link} {size / 1e6:,.1f} MB" for link, size in speed.link_bytes.items())
     heads = ", ".join(
-        f"{h.name} {h.samples} samples of up to {h.longest} patches, {h.competing} of {h.owned} centres" for h in plan.step.heads
+        f"{h.name} {h.samples} samples of up to {h.longest} patches, {h.competing} of {h.owned} centres"
+        for h in plan.step.heads
     )
     assumed = ", ".join(f"{name} {value:g}" for name, value in asdict(plan.assumed).items())
     return [

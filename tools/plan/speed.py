@@ -42,7 +42,10 @@ def estimate(config: RunConfig, step: TracedStep, world: int, gpu: Gpu, assumed:
     flops = encoder_flops(config, world)
     seconds, resources = {"encoder": _encoder_seconds(config, flops, gpu, assumed)}, {"encoder": "compute"}
     seconds["banks"], resources["banks"] = _bank_seconds(config, step, gpu, assumed), "compute"
-    seconds["optimizers"], resources["optimizers"] = _optimizer_bytes(config, step) / (1e9 * gpu.hbm_gb_s * assumed.hbm), "HBM"
+    seconds["optimizers"], resources["optimizers"] = (
+        _optimizer_bytes(config, step) / (1e9 * gpu.hbm_gb_s * assumed.hbm),
+        "HBM",
+    )
     link_bytes = {"NVLink": 0.0, "network": 0.0}
     for (operation, group), size in step.sent.items():
         received, link, rate = message(operation, group, size, config.parallel.tensor, world, gpu, assumed)

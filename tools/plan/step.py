@@ -1,7 +1,8 @@
 """One optimizer step of the trainer's own encoder, banks and optimizers, traced on shapes.
 
-Traced is the last micro-batch of a step, of all heads, and the update: it begins with all that earlier ones leave behind, so
-nothing before it takes more.
+Traced is the last micro-batch of a step, and the update: it begins with all that earlier ones leave behind, so nothing before it
+takes more. The encoder sees the head with most patches, and every bank steps while its activations wait; a real step takes
+heads one by one, and never more than this.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class HeadLoad:
     def longest(self) -> int:
         """Patches of the longest view."""
         return max(tokens for _, tokens in self.views)
+
+    @property
+    def patches(self) -> int:
+        """Patches of the micro-batch, at most."""
+        return self.samples * self.longest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,44 +135,45 @@ class _StepOnShapes:
         self.trace.overlook(self.encoder.parameters())  # gathered weights stand for them
 
     def run(self) -> TracedStep:
-        config, trace = self.config, self.trace
+        config, trace, heads = self.config, self.trace, [self._load(head) for head in self.config.heads]
+        largest = max(heads, key=lambda load: load.patches)
         earlier = config.train.grad_accumulation - 1
-        batch: tuple[torch.Tensor, ...] = ()
         with trace:
             self.bank_optimizer.begin(config.train.steps)
-            sharding = ShardingOnShapes(self.encoder, config.parallel, self.topology.data, trace, earlier > 0)
+            several = earlier > 0 or len(heads) > 1
+            sharding = ShardingOnShapes(self.encoder, config.parallel, self.topology.data, trace, several)
+            with trace.purpose("bank gradients"):
+                for head in config.heads:
+                    self.banks[head.name].gradient = self._earlier_gradient(head, earlier)
+            with trace.purpose("batches"):
+                patches, positions, offsets = self._batch(largest)
+            with self._phase("forward", "activations"):
+                pooled = self.encoder(patches, positions, offsets).pooled
             for head in config.heads:
-                bank, sizes = self.banks[head.name], self._batch_sizes(head)
-                with trace.purpose("bank gradients"):
-                    bank.gradient = self._earlier_gradient(head, earlier)
-                with trace.purpose("batches"):
-                    batch = self._batch(head, sizes[0])
-                sharding.last_backward = head is config.heads[-1]
-                self._forward_backward(bank, batch, sizes)
+                self._bank_step(head)
+            with self._phase("backward", "backward"):
+                pooled.backward(torch.empty_like(pooled))
             sharding.release()
-            sent = trace.sent.copy()
             with self._phase("optimizer", "optimizer step"):
                 self._update()
         return TracedStep(
             phases=self.phases,
             resident=self.resident,
-            sent=self._messages(sent),
-            heads=tuple(self._load(head) for head in config.heads),
+            sent=self._messages(sum(h.patches for h in heads) / largest.patches),
+            heads=tuple(heads),
             parameters=sum(p.numel() for p in self.encoder.parameters()),
             shard=sum(shard.numel() for shard in self.shards),
         )
 
-    def _forward_backward(self, bank: ConceptBank, batch: tuple[torch.Tensor, ...], sizes: list[int]) -> None:
-        patches, positions, labels, offsets = batch
-        with self._phase("forward", "activations"):
-            pooled = self.encoder(patches, positions, offsets).pooled
+    def _bank_step(self, head: HeadConfig) -> None:
+        bank, sizes = self.banks[head.name], self._batch_sizes(head)
         with self._phase("bank", "bank step"):
-            embeddings = pooled.detach().requires_grad_()
+            with self.topology.device:
+                embeddings = torch.empty(sizes[0], bank.dim, requires_grad=True)
+                labels = torch.empty(sizes[0], head.bank.positives, dtype=torch.int64)
             bank.loss(embeddings, labels, step=0, batch_sizes=sizes).backward()
-            assert bank.gradient is not None and embeddings.grad is not None
+            assert bank.gradient is not None
             self.trace.keep("bank gradients", [bank.gradient.values])
-        with self._phase("backward", "backward"):
-            pooled.backward(embeddings.grad)
 
     @contextmanager
     def _phase(self, name: str, purpose: str) -> Iterator[None]:
@@ -189,15 +196,12 @@ class _StepOnShapes:
         slices = micro_batch_slices(head.global_batch_size, accumulation, data, head=head.name)
         return [part.stop - part.start for part in slices]
 
-    def _batch(self, head: HeadConfig, samples: int) -> tuple[torch.Tensor, ...]:
-        """patches, positions and labels on the device, offsets on the host; every clip in the longest view."""
-        patch = self.config.model.patch_size
-        tokens = max(tokens for _, tokens in head_views(head.source, patch))
+    def _batch(self, load: HeadLoad) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """patches and positions on the device, offsets on the host; every clip in the longest view."""
         with self.topology.device:
-            patches = torch.empty(samples * tokens, 3 * patch**2, dtype=torch.uint8)
-            positions = torch.empty(samples * tokens, 3, dtype=torch.int32)
-            labels = torch.empty(samples, head.bank.positives, dtype=torch.int64)
-        return patches, positions, labels, torch.arange(samples + 1, dtype=torch.int32) * tokens
+            patches = torch.empty(load.patches, 3 * self.config.model.patch_size**2, dtype=torch.uint8)
+            positions = torch.empty(load.patches, 3, dtype=torch.int32)
+        return patches, positions, torch.arange(load.samples + 1, dtype=torch.int32) * load.longest
 
     def _competing(self, head: HeadConfig) -> int:
         """Rows that a draw has room for on a GPU."""
@@ -227,19 +231,20 @@ class _StepOnShapes:
             owned=len(self.banks[head.name].weight),
         )
 
-    def _messages(self, traced: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-        """Of a step: what was traced in every micro-batch, and the encoder's sharding by its rules."""
+    def _messages(self, encoder_passes: float) -> Counter[tuple[str, str]]:
+        """Of a step: what was traced in a micro-batch, for all micro-batches, and the encoder's sharding by its rules.
+
+        Args:
+            encoder_passes: all heads' patches by those of the head that the encoder was traced with.
+        """
         config, topology = self.config, self.topology
-        names = {
-            group.group_name: name
-            for name, group in (
-                ("tensor", topology.tensor_group),
-                ("data", topology.data_group),
-                ("world", topology.world_group),
-            )
-        }
+        groups = {"tensor": topology.tensor_group, "data": topology.data_group, "world": topology.world_group}
+        names = {group.group_name: name for name, group in groups.items()}
         accumulation = config.train.grad_accumulation
-        sent = Counter({(what, names[group]): size * accumulation for (what, group), size in traced.items()})
+        times = {"bank step": accumulation, "optimizer step": 1}
+        sent: Counter[tuple[str, str]] = Counter()
+        for (operation, group, purpose), size in self.trace.sent.items():
+            sent[operation, names[group]] += round(size * times.get(purpose, accumulation * encoder_passes))
         numbers = sum(p.numel() for p in self.encoder.parameters())
         passes = accumulation * len(config.heads)
         if config.parallel.zero == 0:

@@ -22,15 +22,15 @@ class Trace(TorchDispatchMode):
     Attributes:
         live: bytes alive now, by what they are for.
         peak: `live` when its sum was largest.
-        sent: message bytes by (collective, name of the group); an all-gather's message is what it makes, a reduce-scatter's what
-            it is made from.
+        sent: message bytes by (collective, name of the group, what for); an all-gather's message is what it makes, a
+            reduce-scatter's what it is made from.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.sent: Counter[tuple[str, str]] = Counter()
+        self.sent: Counter[tuple[str, str, str]] = Counter()
         self._total = self._largest = 0
         self._purpose = "other"
         self._known: dict[int, tuple[int, str]] = {}
@@ -93,7 +93,7 @@ class Trace(TorchDispatchMode):
         # The longest list is the whole message: of an all-gather what it makes, of a reduce-scatter what it is made from.
         size = max(sum(t.nbytes for t in tree_leaves(arg) if isinstance(t, torch.Tensor)) for arg in args[:2])
         group = next(arg for arg in args if isinstance(arg, torch.ScriptObject))
-        self.sent[_OPERATIONS[operation], dist.ProcessGroup.unbox(group).group_name] += size
+        self.sent[_OPERATIONS[operation], dist.ProcessGroup.unbox(group).group_name, self._purpose] += size
 
 
 _OPERATIONS = {
@@ -104,4 +104,3 @@ _OPERATIONS = {
     "allreduce_": "all-reduce",
 }
 """c10d's names of collectives."""
-
