@@ -73,7 +73,9 @@ class ConceptBank(nn.Module):
         self.seed = seed
         self.topology = topology
         self.lo, self.hi = row_range(config.num_classes, topology.world, topology.rank)
-        if config.init is None:
+        if topology.device.type == "meta":  # a plan wants shapes only
+            centres = torch.empty(self.hi - self.lo, dim, device="meta")
+        elif config.init is None:
             centres = random_centres(config.num_classes, dim, seed, head, self.lo, self.hi)
         else:
             centres = stored_centres(config.init, config.num_classes, dim, head, self.lo, self.hi)
@@ -116,16 +118,22 @@ class ConceptBank(nn.Module):
         """
         # Whatever precision surrounds the bank, its softmax is of the weight's type, and its cosines of the configured one.
         with torch.autocast(embeddings.device.type, enabled=False):
-            batch = self.gather_batch(embeddings, labels, batch_sizes)
-            among = self.competitors(batch.labels, step)
-            if self.before_read is not None:
-                self.before_read(among.rows)
-            if torch.is_grad_enabled():
-                self._count(batch.labels)
-            scale, bias = self.scale_and_bias()
-            return BankLoss.apply(
-                batch.local, self.weight, scale, bias, batch.labels, among, self.config, batch.way, self._deposit
-            )
+            return self.loss(embeddings, labels, step=step, batch_sizes=batch_sizes)
+
+    def loss(
+        self, embeddings: Tensor, labels: Tensor, *, step: int, batch_sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """As `forward`, outside of any autocast. On the meta device, which knows no autocast, a plan calls this one."""
+        batch = self.gather_batch(embeddings, labels, batch_sizes)
+        among = self.competitors(batch.labels, step)
+        if self.before_read is not None:
+            self.before_read(among.rows)
+        if torch.is_grad_enabled():
+            self._count(batch.labels)
+        scale, bias = self.scale_and_bias()
+        return BankLoss.apply(
+            batch.local, self.weight, scale, bias, batch.labels, among, self.config, batch.way, self._deposit
+        )
 
     def gather_batch(self, embeddings: Tensor, labels: Tensor, batch_sizes: Sequence[int] | None = None) -> Gathered:
         """Bring the data ranks' batches together. Collective over the data group; arguments and errors as in `forward`."""

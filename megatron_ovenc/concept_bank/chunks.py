@@ -26,9 +26,9 @@ from megatron_ovenc.concept_bank.sampling import Competitors
 
 NORM_EPS = 1e-12
 """Smallest length by which a vector is divided."""
-_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 25}
+_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 25, "meta": 1 << 25}
 """Most logits, and most numbers of centres, of a chunk where `chunk_rows` leaves it open: what a core's cache holds, and 128 MiB
-of a GPU's memory."""
+of a GPU's memory (and of the GPU that a plan without one is made for)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,8 +22,8 @@ from megatron_ovenc.concept_bank.rounding import round_stochastically
 from megatron_ovenc.concept_bank.row_gradient import RowGradient
 from megatron_ovenc.concept_bank.sampling import draw_key
 
-_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Numbers of a block: a core's cache, or 128 MiB of a GPU's memory."""
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25, "meta": 1 << 25}
+"""Numbers of a block: a core's cache, or 128 MiB of a GPU's memory (and of the GPU that a plan without one is made for)."""
 
 
 class RowAdamW:

@@ -125,9 +125,16 @@ def attend_in_blocks(
         q = query_QHd[q_start:q_end].unflatten(0, (count, q_len)).transpose(1, 2)
         k = key_NHd[k_start:k_end].unflatten(0, (count, k_len)).transpose(1, 2)
         v = value_NHd[k_start:k_end].unflatten(0, (count, k_len)).transpose(1, 2)
-        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        outputs.append(_dense(q, k, v).transpose(1, 2).flatten(0, 1))
         q_start, k_start = q_end, k_end
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention of samples alike, [B, H, n, d] each."""
+    if query.is_meta:  # a plan: without a device torch takes the plain formula, which takes memory that no kernel does
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class PackedCoreAttention(torch.nn.Module):

@@ -61,6 +61,21 @@ def prepare_device(device: torch.device) -> None:
     parallel_state._set_global_memory_buffer()
 
 
+@contextmanager
+def shapes_only() -> Iterator[torch.device]:
+    """The meta device, whose tensors have shapes and no data, prepared like any other while inside. For plans."""
+    from megatron.core import parallel_state
+
+    device, before = torch.device("meta"), torch.cuda.current_device
+    prepare_device(device)
+    try:
+        yield device
+    finally:
+        torch.cuda.current_device = before
+        parallel_state.destroy_global_memory_buffer()
+        parallel_state._set_global_memory_buffer()
+
+
 def compute_capability(device: torch.device) -> tuple[int, int] | None:
     """(major, minor) of a GPU; None for a CPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
