@@ -35,8 +35,8 @@ class OneVisionEncoderTower(nn.Module):
 
     Args:
         model: the encoder; its weights are used as they are, and trained if the caller trains them.
-        layer: which tokens: an index into the model's `hidden_states`, 0 being the input of the first block, -1 the output of the last
-            block and -2 that of the one before, all without the final norm; None for `last_hidden_state`, with it.
+        layer: which tokens: an index into the model's `hidden_states`, 0 being the input of the first block, -1 the output of the
+            last block and -2 that of the one before, all without the final norm; None for `last_hidden_state`, with it.
 
     Raises:
         ValueError: the model has no such layer.

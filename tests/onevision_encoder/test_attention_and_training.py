@@ -91,7 +91,7 @@ def test_compiled_model_agrees(build: Build) -> None:
     with torch.no_grad():
         output, expected = compiled(pixels, visible), model(pixels, visible)
         assert largest_difference(output.last_hidden_state, expected.last_hidden_state) < 1e-5
-        with pytest.raises(ValueError, match="visible_indices spans 0 .. 9"):
+        with pytest.raises(ValueError, match=r"visible_indices spans 0 \.\. 9"):
             compiled(pixels, torch.tensor([[0, 2, 3, 5, 9]]))
 
 

@@ -116,7 +116,7 @@ def test_wrong_options_are_refused(clips: dict[str, Path], fields: dict[str, Any
 
 
 def test_decoded_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match="cannot read a video from ndarray.*image processor"):
+    with pytest.raises(ValueError, match=r"cannot read a video from ndarray.*image processor"):
         OneVisionEncoderVideoProcessor()(np.zeros((4, 32, 32, 3), np.uint8))
 
 
