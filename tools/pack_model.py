@@ -12,6 +12,7 @@ is reloaded and compared with this project's encoder on random input before it i
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,7 +87,7 @@ def pack(
     if num_heads is not None:
         model = replace(model, num_heads=num_heads)
     heads = origin.config.heads if origin else ()
-    packed = published_model(model, published, checkpoint, image_size or _image_size(heads))
+    packed = published_model(model, published, checkpoint, _image_size(heads) if image_size is None else image_size)
     card = model_card(packed, output.resolve().name, origin, probe, licence)
     side = packed.config.image_size
     image_processor = OneVisionEncoderImageProcessor(
@@ -121,6 +122,14 @@ def _video_processor(model: ModelConfig, heads: Sequence[HeadConfig]) -> OneVisi
     )
 
 
+def _shard_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size of a file: give a number and KB, MB, GB or TB, as in 500MB"
+        )
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Pack encoder weights for Hugging Face.")
@@ -135,7 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--image-size", type=int, help="side of the image processor's crop in pixels (default: the run's, or 448)"
     )
     parser.add_argument("--num-heads", type=int, help="for .pt files without 64 channels a head")
-    parser.add_argument("--max-shard-size", default="5GB", help="largest file of weights, for instance 500MB")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", type=_shard_size, help="largest file of weights, for instance 500MB"
+    )
     parser.add_argument("--probe", type=Path, help="JSON of eval.attentive_probe or eval.knn, for the model card")
     parser.add_argument("--licence", help="of the weights, for the model card, for instance apache-2.0")
     options = parser.parse_args(argv)

@@ -36,12 +36,18 @@ def read_model(path: Path) -> ModelConfig:
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         return load(checkpoint / "config.yaml").model
+    file = path / "config.json"
     try:
-        return from_published_config(json.loads((path / "config.json").read_text()), str(path))
-    except (OSError, ValueError) as error:
+        published = json.loads(file.read_text())
+    except OSError as error:
         raise ConfigError(
             f"{path} is neither a Hugging Face directory, a checkpoint, a run directory nor a .pt file: {error}"
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    if not isinstance(published, dict):
+        raise ConfigError(f"{file} holds a {type(published).__name__}, not the keys of a configuration")
+    return from_published_config(published, str(path))
 
 
 def read_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -84,7 +90,7 @@ def _read_safetensors(directory: Path) -> dict[str, torch.Tensor]:
     index = directory / "model.safetensors.index.json"
     try:
         names = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ["model.safetensors"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index} cannot be read: {error!r}") from error
     tensors = {}
     for path in sorted({directory / Path(name).name for name in names}):
