@@ -125,7 +125,7 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
 
     def _normalise(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [..., 3] -> float32 of the same shape."""
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = (np.asarray(values, np.float32) for values in (self.image_mean, self.image_std))
         return (pixels.astype(np.float32) / 255 - mean) / std
 
     @property

@@ -131,7 +131,9 @@ def _source(head: HeadConfig) -> tuple[object, ...]:
 def _metrics(origin: Origin | None) -> list[str]:
     if origin is None or origin.metrics is None:
         return ["No record of the training's losses was at hand when this model was packed."]
-    losses = [(key.removeprefix("loss/"), f"{value:.4f}") for key, value in origin.metrics.items() if key.startswith("loss/")]
+    losses = [
+        (key.removeprefix("loss/"), f"{value:.4f}") for key, value in origin.metrics.items() if key.startswith("loss/")
+    ]
     return [f"Training losses at step {origin.metrics['step']:,}:", "", *_table(("head", "loss"), losses)]
 
 
