@@ -82,9 +82,9 @@ def _decode(source: Source) -> Iterator[Any]:
     count = 0
     try:
         with av.open(os.fspath(source)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{os.fspath(source)}: there is no video stream in this file")
-            stream = container.streams.video[0]
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise ValueError(f"{os.fspath(source)}: there is no video stream in this file that FFmpeg can decode")
             # Results must not depend on the number of cores.
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ovenc.config import HeadConfig, ModelConfig, ParallelConfig, load
+from megatron_ovenc.config import ConfigError, HeadConfig, ModelConfig, ParallelConfig, load
 from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values
 from megatron_ovenc.model.published import to_published
@@ -78,8 +78,9 @@ def pack(
         probe, licence: as in `tools.model_card.model_card`.
 
     Raises:
-        ConfigError: the weights cannot be read or do not make an encoder.
+        ConfigError: the weights cannot be read or do not make an encoder, or `output` holds something else.
     """
+    _check_output(output, checkpoint)
     if checkpoint.suffix in (".yaml", ".yml"):
         (model, published), origin = initial_weights(checkpoint), None
     else:
@@ -100,6 +101,14 @@ def pack(
         inputs = random_inputs(model.patch_size)
         reloaded = OneVisionEncoderModel.from_pretrained(output, dtype=torch.float32)
         return largest_difference(forward(encoder, inputs), forward_published(reloaded, inputs))
+
+
+def _check_output(output: Path, checkpoint: Path) -> None:
+    """A README.md and a config.json that are not an earlier export's must not be written over, nor the weights being read."""
+    if output.resolve() == checkpoint.resolve():
+        raise ConfigError(f"--output {output} is the directory that is read: give another one")
+    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise ConfigError(f"--output {output} holds files, but no exported model: give a new directory")
 
 
 def _image_size(heads: Sequence[HeadConfig]) -> int:

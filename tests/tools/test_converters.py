@@ -204,6 +204,17 @@ def test_wrong_options_are_named(golden: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_else_is_written_over(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, other = Path(shutil.copytree(golden / "tiny", tmp_path / "source")), tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    content = {file: file.read_bytes() for folder in (source, other) for file in folder.iterdir()}
+    for output, message in ((source, "is the directory that is read"), (other, "holds files, but no exported model")):
+        assert pack_model.main(["--checkpoint", str(source), "--output", str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert {file: file.read_bytes() for folder in (source, other) for file in folder.iterdir()} == content
+
+
 def test_command_line_errors(tmp_path: Path) -> None:
     command = [
         sys.executable,
