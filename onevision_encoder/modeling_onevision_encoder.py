@@ -204,7 +204,7 @@ class OneVisionEncoderModel(OneVisionEncoderPreTrainedModel):
         """
         output_attentions = self._choose(output_attentions, "output_attentions")
         output_hidden_states = self._choose(output_hidden_states, "output_hidden_states")
-        self._check_pixels(pixel_values)
+        self.check_pixels(pixel_values)
         self._check_attentions(output_attentions)
         positions_BL3, kept_BL = resolve_positions(self.config, pixel_values, visible_indices, patch_positions)
 
@@ -237,7 +237,8 @@ class OneVisionEncoderModel(OneVisionEncoderPreTrainedModel):
                 ' attn_implementation="eager", or call model.set_attn_implementation("eager").'
             )
 
-    def _check_pixels(self, pixel_values: Tensor) -> None:
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        """Raise a ValueError that says what is wrong with the shape or type of `pixel_values`."""
         shape, channels, patch = tuple(pixel_values.shape), self.config.num_channels, self.config.patch_size
         if len(shape) not in (4, 5) or shape[1] != channels:
             raise ValueError(

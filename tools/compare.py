@@ -1,4 +1,4 @@
-"""What the converters share: strict loading, and the forward comparison that each of them prints."""
+"""What the converters share: strict building, and the forward comparison that each of them prints."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
-from megatron_ovenc.config import ConfigError
+from megatron_ovenc.config import ConfigError, ModelConfig
 from megatron_ovenc.model.encoder import Encoder
+from megatron_ovenc.model.published import to_published_config
 from megatron_ovenc.train.weights import RELEASED_HEAD_DIM
-from onevision_encoder import OneVisionEncoderModel
+from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
 
 LARGEST_ROUNDING = 1e-3
 """Difference of outputs up to which two fp32 implementations of the largest released size may be called equal."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are read and written unchanged."""
 
 
 def random_inputs(patch_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -63,12 +66,38 @@ def largest_difference(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, to
     return max((ours[key] - theirs[key]).abs().max().item() for key in ours)
 
 
-def load_strictly(model: OneVisionEncoderModel, published: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Load a published state dict; a tensor too many, too few or of another shape is a ConfigError naming `source`."""
+def published_model(
+    model: ModelConfig, published: Mapping[str, torch.Tensor], source: Path, image_size: int = 448
+) -> OneVisionEncoderModel:
+    """The Hugging Face model of a published state dict, in the types of its tensors, which it takes over.
+
+    Raises:
+        ConfigError: the sizes make no encoder, or a tensor is too many, too few, of another shape or no float of 16 or 32 bits.
+    """
     try:
-        model.load_state_dict(published, strict=True)
-    except RuntimeError as error:
+        config = OneVisionEncoderConfig(**to_published_config(model), image_size=image_size)
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{source} does not make an encoder: {error}") from error
+    with torch.device("meta"):
+        made = OneVisionEncoderModel(config)
+    if problems := _differences(made.state_dict(), published):
+        more = f"; and {len(problems) - 3} more such tensors" if problems[3:] else ""
+        raise ConfigError(f"{source} does not make an encoder: {'; '.join(problems[:3])}{more}")
+    made.load_state_dict(published, strict=True, assign=True)
+    return made.eval()
+
+
+def _differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    """How tensors differ from what a model has, a phrase each."""
+    problems = [f"`{name}` is missing" for name in wanted.keys() - given.keys()]
+    problems += [f"`{name}` is no tensor of it" for name in given.keys() - wanted.keys()]
+    for name in wanted.keys() & given.keys():
+        shape, expected = tuple(given[name].shape), tuple(wanted[name].shape)
+        if shape != expected:
+            problems.append(f"`{name}` has shape {shape} instead of {expected}")
+        elif given[name].dtype not in DTYPES:
+            problems.append(f"`{name}` is {given[name].dtype}, not {', '.join(map(str, DTYPES))}")
+    return sorted(problems)
 
 
 def tell_assumed_heads(source: Path, num_heads: int | None) -> None:

@@ -3,8 +3,8 @@
     python -m tools.import_model --input encoder/ --output imported/          # a Hugging Face directory
     python -m tools.import_model --input backbone.pt --output imported/       # a checkpoint of the reference
 
-The checkpoint holds the encoder alone: banks and optimizer start with the run. It is read back and compared with the Hugging
-Face model on random input.
+The checkpoint holds the encoder alone, in the type of its source: banks and optimizer start with the run. It is read back and
+compared with the Hugging Face model on random input. Packing it again gives the source's tensors, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_ovenc.config import CheckpointConfig, RunConfig, TrainConfig, dump
-from megatron_ovenc.model.published import to_published_config
+from megatron_ovenc.model.published import published_values
 from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
 from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.weights import read_weights
-from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderModel
 from tools.compare import (
     LARGEST_ROUNDING,
     forward,
     forward_published,
     largest_difference,
-    load_strictly,
+    published_model,
     random_inputs,
     tell_assumed_heads,
 )
@@ -47,26 +46,29 @@ def import_model(source: Path, output: Path, num_heads: int | None = None) -> tu
     if num_heads is not None:
         model = replace(model, num_heads=num_heads)
     described = RunConfig(run_dir=str(output), model=model, heads=(), train=TrainConfig(steps=1))
+    hugging_face = published_model(model, published, source)
+    values = published_values(published, model, str(source))
     with solo_topology() as topology:
         encoder = build_encoder(model, published, str(source), topology)
+        # The source's own tensors, not the encoder's copies: those are all float32.
         tensors = {
-            f"encoder.{name}": Rectangle.of(parameter, parameter.shape, [0] * parameter.dim())
-            for name, parameter in encoder.named_parameters()
+            f"encoder.{name}": Rectangle.of(values(name, tuple(p.shape)), p.shape, [0] * p.dim())
+            for name, p in encoder.named_parameters()
         }
-        hugging_face = OneVisionEncoderModel(OneVisionEncoderConfig(**to_published_config(model)))
-        load_strictly(hugging_face, published, source)
         writer = Checkpointer(output, CheckpointConfig(keep_last=0, asynchronous=False), dump(described))
         writer.save(tensors, {"step": 0})
         written = checkpoint_path(output, 0)
         read_back = build_encoder(model, read_weights(written)[1], str(written), topology)
         inputs = random_inputs(model.patch_size)
-        return written, largest_difference(forward(read_back, inputs), forward_published(hugging_face, inputs))
+        return written, largest_difference(forward(read_back, inputs), forward_published(hugging_face.float(), inputs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Import published encoder weights.")
-    parser.add_argument("--input", required=True, type=Path, help="Hugging Face directory or reference .pt file")
+    parser.add_argument(
+        "--input", required=True, type=Path, help="Hugging Face directory (sharded or not) or reference .pt file"
+    )
     parser.add_argument("--output", required=True, type=Path, help="directory for the checkpoint")
     parser.add_argument("--num-heads", type=int, help="for .pt files without 64 channels a head")
     options = parser.parse_args(argv)

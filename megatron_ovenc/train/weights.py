@@ -6,6 +6,8 @@ All three are read into the same currency: a `model` section and a published sta
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,18 @@ def read_model(path: Path) -> ModelConfig:
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         return load(checkpoint / "config.yaml").model
+    file = path / "config.json"
     try:
-        return from_published_config(json.loads((path / "config.json").read_text()), str(path))
-    except (OSError, ValueError) as error:
+        published = json.loads(file.read_text())
+    except OSError as error:
         raise ConfigError(
             f"{path} is neither a Hugging Face directory, a checkpoint, a run directory nor a .pt file: {error}"
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    if not isinstance(published, dict):
+        raise ConfigError(f"{file} holds a {type(published).__name__}, not the keys of a configuration")
+    return from_published_config(published, str(path))
 
 
 def read_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -59,8 +67,12 @@ def read_weights(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         raise ConfigError("; ".join(problems))
     reader = SafeReader(checkpoint)
     contents = reader.read_metadata().state_dict_metadata
-    shapes = {k: v.size for k, v in contents.items() if k.startswith(_ENCODER) and isinstance(v, TensorStorageMetadata)}
-    tensors: dict[str, Any] = {key: torch.empty(shape) for key, shape in shapes.items()}
+    # In the type each was stored in: an import keeps that of its source.
+    tensors: dict[str, Any] = {
+        key: torch.empty(held.size, dtype=held.properties.dtype)
+        for key, held in contents.items()
+        if key.startswith(_ENCODER) and isinstance(held, TensorStorageMetadata)
+    }
     dcp.load(tensors, storage_reader=SafeReader(checkpoint), no_dist=True)
     return model, to_published({key.removeprefix(_ENCODER): tensor for key, tensor in tensors.items()}, model)
 
@@ -79,7 +91,7 @@ def _read_safetensors(directory: Path) -> dict[str, torch.Tensor]:
     index = directory / "model.safetensors.index.json"
     try:
         names = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ["model.safetensors"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index} cannot be read: {error!r}") from error
     tensors = {}
     for path in sorted({directory / Path(name).name for name in names}):
@@ -95,8 +107,16 @@ def _read_pt(path: Path) -> dict[str, torch.Tensor]:
     """A training checkpoint of the reference: a plain state dict, with the prefixes that wrappers left on its names."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message is a page that ends by advising to run the file's code.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names `{found[1]}`" if found else "its pickle is damaged"
+        raise ConfigError(f"{path} cannot be read as a state dict of tensors: {what}; nothing of it was run") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets
-        raise ConfigError(f"{path} cannot be read as a state dict of tensors: {error}") from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be read as a state dict of tensors: the file is damaged, cut off or of another kind ({reason})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError(f"{path} does not hold a plain state dict of tensors")
     return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
@@ -107,9 +127,11 @@ def _model_of_state(state: dict[str, torch.Tensor], path: Path) -> ModelConfig:
     try:
         hidden, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
         ffn = state["encoder.layers.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is not a state dict of the reference's encoder: {error!r}") from error
-    layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
+        layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
+    except KeyError as error:
+        raise ConfigError(f"{path} is not a state dict of the reference's encoder: it has no tensor {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a state dict of the reference's encoder: {error}") from error
     return ModelConfig(
         hidden_size=hidden,
         ffn_size=ffn,

@@ -68,6 +68,33 @@ def test_missing_flash_attention_is_named(build: Build) -> None:
         build("flash_attention_2")
 
 
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")), reason="needs a GPU and flash-attn"
+)
+def test_flash_agrees_with_sdpa(build: Build) -> None:
+    sdpa, flash = (build(name).to("cuda", torch.bfloat16) for name in ("sdpa", "flash_attention_2"))
+    pixels = torch.randn(2, 3, 8, 12, device="cuda")
+    with torch.no_grad():
+        assert largest_difference(flash(pixels).last_hidden_state, sdpa(pixels).last_hidden_state) < 5e-2
+
+
+def test_eager_and_sdpa_agree_in_bfloat16(build: Build) -> None:
+    eager, sdpa, pixels = build("eager").bfloat16(), build("sdpa").bfloat16(), torch.randn(2, 3, 8, 12)
+    with torch.no_grad():
+        assert largest_difference(eager(pixels).last_hidden_state, sdpa(pixels).last_hidden_state) < 5e-2
+
+
+def test_compiled_model_agrees(build: Build) -> None:
+    """Traced by dynamo, run as traced: what a backend makes of the graph is that backend's affair."""
+    model, pixels, visible = build(), torch.randn(1, 3, 2, 8, 8), torch.tensor([[0, 2, 3, 5, 7]])
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        output, expected = compiled(pixels, visible), model(pixels, visible)
+        assert largest_difference(output.last_hidden_state, expected.last_hidden_state) < 1e-5
+        with pytest.raises(ValueError, match=r"visible_indices spans 0 \.\. 9"):
+            compiled(pixels, torch.tensor([[0, 2, 3, 5, 9]]))
+
+
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 def test_dropout_acts_in_training_alone(build: Build, attn_implementation: str) -> None:
     model, pixels = build(attn_implementation, attention_dropout=0.5), torch.randn(1, 3, 16, 16)

@@ -21,8 +21,10 @@ from onevision_encoder import (
     OneVisionEncoderConfig,
     OneVisionEncoderImageProcessor,
     OneVisionEncoderModel,
+    OneVisionEncoderVideoProcessor,
     save_for_hub,
 )
+from tests.onevision_encoder.clips import write_clip
 from tests.onevision_encoder.conftest import TINY, largest_difference
 
 # Runs where this package does not exist: argv is the saved directory and a directory to save into again.
@@ -32,10 +34,12 @@ sys.modules["onevision_encoder"] = None  # importing it fails, even where it is 
 import numpy as np, torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 saved, again = sys.argv[1:]
 expected = load_file(saved + "/expected.safetensors")
 image = expected["image"].numpy()
+clip = saved + "/clip.mp4"
 for directory in (saved, again):
     assert AutoConfig.from_pretrained(directory, trust_remote_code=True).model_type == "onevision_encoder"
     processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=True)
@@ -45,8 +49,17 @@ for directory in (saved, again):
     assert torch.equal(pixels, expected["pixel_values"])
     with torch.no_grad():
         assert torch.equal(model(pixels).pooler_output, expected["pooled"])
+    video_processor = AutoVideoProcessor.from_pretrained(directory, trust_remote_code=True)
+    for sampling in ("codec", "uniform"):
+        inputs = video_processor(clip, sampling=sampling, return_tensors="pt")
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).pooler_output, expected[sampling])
     model.save_pretrained(again)
     processor.save_pretrained(again)
+    video_processor.save_pretrained(again)
+half = AutoModel.from_pretrained(saved, trust_remote_code=True, dtype=torch.bfloat16)
+with torch.no_grad():
+    assert torch.equal(half(pixels).pooler_output, expected["pooled_bfloat16"])
 """
 
 
@@ -130,33 +143,41 @@ def test_saving_and_loading(tmp_path: Path, fields: dict[str, Any]) -> None:
 def test_hub_directory_loads_where_the_package_is_absent(tiny_dir: Path, tmp_path: Path) -> None:
     saved, again, elsewhere = (tmp_path / name for name in ("saved", "again", "elsewhere"))
     elsewhere.mkdir()
-    model = OneVisionEncoderModel.from_pretrained(tiny_dir)
+    model = OneVisionEncoderModel.from_pretrained(tiny_dir).eval()
     processor = OneVisionEncoderImageProcessor(
         size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_mean=[0.5] * 3, image_std=[0.25] * 3
     )
-    assert save_for_hub(model, processor, saved) == saved
-    auto_maps = [
-        json.loads((saved / f"{name}.json").read_text())["auto_map"] for name in ("config", "preprocessor_config")
-    ]
+    video_processor = OneVisionEncoderVideoProcessor(size={"height": 56, "width": 56}, num_tokens=60, num_frames=2)
+    assert save_for_hub(model, processor, video_processor, saved, max_shard_size="300KB") == saved
+    assert len(list(saved.glob("model-0000?-of-0000?.safetensors"))) > 1
+    files = ("config", "preprocessor_config", "video_preprocessor_config")
+    auto_maps = [json.loads((saved / f"{name}.json").read_text())["auto_map"] for name in files]
     assert auto_maps == [
         {
             "AutoConfig": "configuration_onevision_encoder.OneVisionEncoderConfig",
             "AutoModel": "modeling_onevision_encoder.OneVisionEncoderModel",
         },
         {"AutoImageProcessor": "image_processing_onevision_encoder.OneVisionEncoderImageProcessor"},
+        {"AutoVideoProcessor": "video_processing_onevision_encoder.OneVisionEncoderVideoProcessor"},
     ]  # fmt: skip
 
     image = torch.randint(0, 256, (60, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pixels = processor(Image.fromarray(image.numpy()), return_tensors="pt").pixel_values
+    clip = write_clip(saved / "clip.mp4", 20)
     with torch.no_grad():
         expected = {"image": image, "pixel_values": pixels, "pooled": model(pixels).pooler_output}
+        for sampling in ("codec", "uniform"):
+            expected[sampling] = model(**video_processor(clip, sampling=sampling, return_tensors="pt")).pooler_output
+        half = OneVisionEncoderModel.from_pretrained(tiny_dir, dtype=torch.bfloat16)
+        expected["pooled_bfloat16"] = half(pixels).pooler_output
     save_file(expected, saved / "expected.safetensors")
     environment = {
         "PATH": os.environ["PATH"],
         "OMP_NUM_THREADS": "1",
         "HF_HOME": str(tmp_path / "hf_home"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(transformers.__file__).parents[1]),
+        # `codec` comes from the checkout, `onevision_encoder` does not: it is hidden in STRANGER.
+        "PYTHONPATH": os.pathsep.join([str(Path(transformers.__file__).parents[1]), str(Path(__file__).parents[2])]),
     }
     run = subprocess.run(
         [sys.executable, "-P", "-c", STRANGER, str(saved), str(again)],
@@ -168,8 +189,17 @@ def test_hub_directory_loads_where_the_package_is_absent(tiny_dir: Path, tmp_pat
     assert type(AutoImageProcessor.from_pretrained(again)) is OneVisionEncoderImageProcessor
 
 
+@pytest.mark.parametrize("device_map", ["auto", "cpu"])
+def test_device_map(tiny_dir: Path, device_map: str) -> None:
+    pytest.importorskip("accelerate", reason="device_map needs accelerate")
+    inputs, expected = golden_video(tiny_dir)
+    model = AutoModel.from_pretrained(tiny_dir, device_map=device_map)
+    with torch.no_grad():
+        assert largest_difference(model(**inputs).last_hidden_state.cpu(), expected) <= 1e-5
+
+
 def test_saving_over_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     model = OneVisionEncoderModel(OneVisionEncoderConfig(**TINY))
     with pytest.raises(FileExistsError):
-        save_for_hub(model, OneVisionEncoderImageProcessor(), tmp_path / "taken")
+        save_for_hub(model, OneVisionEncoderImageProcessor(), OneVisionEncoderVideoProcessor(), tmp_path / "taken")
