@@ -138,7 +138,7 @@ def train(
         for _ in range(steps):
             trainer.step()
         if save:
-            trainer.save(final=True)
+            trainer.saver.save(final=True)
     lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss/image"] for line in lines][-steps:]
 

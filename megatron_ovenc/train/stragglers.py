@@ -14,14 +14,14 @@ def own_seconds(data: torch.Tensor, forward: torch.Tensor) -> list[float]:
     """What each rank spent by itself in a step, before backward makes all of them equally late.
 
     Ranks begin a step together. One that has its batch early waits in the first collective of its forward pass until the last
-    one has, too; that part of its forward time is not its own. (Where forward passes have many collectives, under zero 3, and
-    within a tensor group, a slow device makes others look as slow.)
+    one has, too; that part of its forward time is not its own, but what is left is never less than the fastest rank's. (Where
+    forward passes have many collectives, under zero 3, and within a tensor group, a slow device makes others look as slow.)
 
     Args:
         data, forward: float64 [ranks], seconds until the batch was there and in forward passes.
     """
     early = data.max() - data
-    own: list[float] = (data + (forward - early).clamp(min=0)).tolist()
+    own: list[float] = (data + torch.maximum(forward - early, forward.min())).tolist()
     return own
 
 

@@ -108,6 +108,10 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("heads.video.source.modes.frames=0.5", 1, "they sum to 1.5"),
         ("heads.video.source.tokens=20000", 1, "between 1 and the 16384 patches"),
         ("schedule.warmup_steps=11", 1, "schedule.warmup_steps=11"),
+        ("train.hang_timeout_s=120", 1, "train.hang_timeout_s=120 must lie above data.sample_timeout_s=120"),
+        ("train.hang_timeout_s=0", 1, None),
+        ("train.spike.window=9", 1, "train.spike.window=9 at least 10"),
+        ("checkpoint.keep_every=-1", 1, "checkpoint.keep_every=-1 must not be negative"),
         ("heads.image.bank.sample_rate=0", 1, "sample_rate=0.0 must lie in"),
     ],
 )
