@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import time
@@ -83,7 +84,8 @@ class FaultTable:
         for command in (["ssh", "-V"], ["pdsh", "-V"]):
             shown = subprocess.run(command, capture_output=True, text=True, check=False)
             versions.append((shown.stdout + shown.stderr).splitlines()[0].split(",")[0])
-        where = f"{time.strftime('%Y-%m-%d')}; {machine()}, {', '.join(versions)}"
+        load = f"load average of the last 15 minutes {os.getloadavg()[2]:.0f}"
+        where = f"{time.strftime('%Y-%m-%d')}; {machine()}, {', '.join(versions)}; {load}"
         head = _HEAD.format(steps=self.steps, every=self.every, soon=self.soon_s)
         path.write_text(f"{head}{rows}\nMeasured {where}.\n\n## What was printed first\n\n{lines}")
 

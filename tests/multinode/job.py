@@ -26,8 +26,6 @@ STEPS, EVERY = 30, 6
 """Length of the runs, and steps between checkpoints."""
 DEADLINE_S = 240.0
 """Nothing here takes longer, not even on a busy machine."""
-
-
 Losses = dict[int, dict[str, float]]
 """Loss by head, by step."""
 
@@ -66,16 +64,8 @@ class Job:
             variables.append(f"TEST_FAULT={fault},log={self.fault_log}")
         (papers / "ranks.env").write_text("\n".join(variables) + "\n")
         overrides = [word for override in (f"run_dir={run_dir}", *sets) for word in ("--set", override)]
-        self.words = [
-            sys.executable,
-            "-m",
-            "launch.submit",
-            "--hostfile",
-            f"{papers}/hostfile",
-            "--config",
-            str(config),
-        ]
-        self.words += [*overrides, "--env-file", f"{papers}/ranks.env", *submit]
+        self.words = [sys.executable, "-m", "launch.submit", "--config", str(config), *overrides, *submit]
+        self.words += ["--hostfile", f"{papers}/hostfile", "--env-file", f"{papers}/ranks.env"]
         # A dead connection is noticed after 6 times this.
         self.words += ["--ssh-args", "-o ServerAliveInterval=2"]
         self.environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(INJECT)}
