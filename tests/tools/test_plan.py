@@ -81,7 +81,8 @@ class RandomSource:
 
 
 def configuration(run_dir: Path, parallel: ParallelConfig, accumulation: int = 1, heads: int = 1) -> RunConfig:
-    bank = BankConfig(num_classes=2000, positives=2, sample_rate=0.25)
+    # All rows compete: a GPU's lists of sampled rows are padded, as the plan has it, a CPU's are not.
+    bank = BankConfig(num_classes=2000, positives=2)
     source = SourceConfig(kind="image", shards=(), size=112)
     return RunConfig(
         run_dir=str(run_dir),
