@@ -42,7 +42,8 @@ class ShardingOnShapes:
         self._gathered: dict[int, torch.Tensor] = {}
         self._sums: dict[int, torch.Tensor] = {}
         self._shard_gradients: list[torch.Tensor] = []
-        self._flat_weights = self._flat_gradients = None
+        self._flat_weights: torch.Tensor | None = None
+        self._flat_gradients: torch.Tensor | None = None
         blocks = list(encoder.block.layers)
         within = {p for block in blocks for p in block.parameters()}
         self._units = [[p for p in encoder.parameters() if p not in within], *(list(b.parameters()) for b in blocks)]

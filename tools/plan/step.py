@@ -151,6 +151,7 @@ class _StepOnShapes:
                 pooled = self.encoder(patches, positions, offsets).pooled
             for head in config.heads:
                 self._bank_step(head)
+            sharding.last_backward = True
             with self._phase("backward", "backward"):
                 pooled.backward(torch.empty_like(pooled))
             sharding.release()
@@ -239,7 +240,7 @@ class _StepOnShapes:
         """
         config, topology = self.config, self.topology
         groups = {"tensor": topology.tensor_group, "data": topology.data_group, "world": topology.world_group}
-        names = {group.group_name: name for name, group in groups.items()}
+        names = {str(group.group_name): name for name, group in groups.items()}
         accumulation = config.train.grad_accumulation
         times = {"bank step": accumulation, "optimizer step": 1}
         sent: Counter[tuple[str, str]] = Counter()
