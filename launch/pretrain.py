@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.in_training_data import evaluation_data
 from megatron_ovenc.config import ConfigError, load
 from megatron_ovenc.parallel.topology import Launch
 from megatron_ovenc.train.faults import EXIT_STOPPED, write_exit_status
@@ -41,18 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch = Launch.from_environment()
         config = load(options.config, options.overrides)
         check_run(config, launch.world_size)
+        evaluation_data(config)
     except ValueError as error:
         # On every rank: what is wrong may be wrong on one host only.
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
         return 2
-    from megatron_ovenc.train.build import launch_trainer  # megatron-core takes seconds to import; errors should not
+    # megatron-core takes seconds to import; errors should not
+    from eval.in_training import TrainingExaminer
+    from megatron_ovenc.train.build import launch_trainer
 
     run_dir, trainer = Path(config.run_dir), None
     if launch.rank == 0:
         write_exit_status(run_dir, "running", 0)  # whoever kills this run leaves the truth behind
     try:
         with launch_trainer(config, launch) as trainer:
+            trainer.examine = TrainingExaminer(
+                config, trainer.state.encoder, trainer.sharding, trainer.topology, trainer.metrics.say
+            )
             outcome = trainer.train()
     except BaseException as error:
         step = trainer.state.step if trainer else 0

@@ -70,6 +70,7 @@ class Trainer:
         }
         self.watch = BankWatch(Path(config.run_dir), config.log.bank_every, metrics.say)
         self.timer = PhaseTimer(state.topology.device)
+        self.examine: Callable[[int], Mapping[str, float]] = lambda step: {}  # set by who knows how to evaluate
         self._saved_step = state.step or None  # a resumed state is on disk already
         self._skipped_in_a_row = 0
         self._first_step = state.step
@@ -120,6 +121,8 @@ class Trainer:
         state.bank_optimizer.zero_grad()
         state.step += 1
         heads = [head.name for head in self.config.heads]
+        seconds = time.monotonic() - started - consumed.looking_s
+        examined = {} if totals["stop"] else self.examine(state.step)
         self.metrics.step(
             StepMetrics(
                 step=state.step,
@@ -131,11 +134,12 @@ class Trainer:
                 tokens=int(totals["tokens"]),
                 flops=totals["flops"],
                 data_wait_s=totals["data_wait_s"] / self.topology.data,
-                seconds=time.monotonic() - started - consumed.looking_s,
+                seconds=seconds,
                 memory_bytes=memory_peak_bytes(self.topology.device),
                 bad_samples=int(totals["bad_samples"]),
                 phases=self.timer.take(),
                 banks=consumed.banks,
+                examined=examined,
             )
         )
         self._count_skipped(totals["not_finite"] > 0)

@@ -23,9 +23,7 @@ PERCEPTION = {
         "video_1": {"metadata": {}, "action_localisation": []},
     },
     "valid": {
-        "video_3": {
-            "action_localisation": [{"id": 0, "label": "Pouring", "label_id": 7, "timestamps": [0, 1000000]}]
-        }
+        "video_3": {"action_localisation": [{"id": 0, "label": "Pouring", "label_id": 7, "timestamps": [0, 1000000]}]}
     },
 }
 CHARADES = "id,subject,scene,actions,length,egocentric,charades_video\n"
@@ -37,7 +35,14 @@ FILES: Mapping[str, Mapping[str, str]] = {
         "20bn-something-something-v2/": "",
         "labels/labels.json": json.dumps(SSV2_LABELS),
         "labels/train.json": json.dumps(
-            [{"id": "78687", "label": "moving a pen down", "template": "Moving [something] down", "placeholders": ["a pen"]}]
+            [
+                {
+                    "id": "78687",
+                    "label": "moving a pen down",
+                    "template": "Moving [something] down",
+                    "placeholders": ["a pen"],
+                }
+            ]
         ),
         "labels/validation.json": json.dumps([{"id": "5", "template": "Holding [something]"}]),
     },
@@ -159,11 +164,18 @@ def test_a_miniature_of_the_published_files(name: str, tmp_path: Path) -> None:
 def test_each_file_is_asked_for_by_name(name: str, tmp_path: Path) -> None:
     """Without its folder of videos or without a file of annotations, what is missing is named."""
     for absent in FILES[name]:
-        if absent.endswith("_split2.txt") or "/wave_" in absent or "/brush_" in absent or absent.startswith("train/air"):
+        if (
+            absent.endswith("_split2.txt")
+            or "/wave_" in absent
+            or "/brush_" in absent
+            or absent.startswith("train/air")
+        ):
             continue
         if name in ("epic_verb", "epic_noun") and (absent == "EPIC-KITCHENS/" or name[5:] not in absent):
             continue
-        root = write(tmp_path / absent.replace("/", "-"), {key: value for key, value in FILES[name].items() if key != absent})
+        root = write(
+            tmp_path / absent.replace("/", "-"), {key: value for key, value in FILES[name].items() if key != absent}
+        )
         with pytest.raises(ValueError, match=Path(absent).name.replace(".", r"\.")):
             read_splits(name, root=root)
 
@@ -171,14 +183,24 @@ def test_each_file_is_asked_for_by_name(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "content", "message"),
     [
-        ("ssv2", "labels/train.json", '[{"id": "1", "template": "Eating [something]"}]', "names the class 'Eating something'"),
+        (
+            "ssv2",
+            "labels/train.json",
+            '[{"id": "1", "template": "Eating [something]"}]',
+            "names the class 'Eating something'",
+        ),
         ("ssv2", "labels/train.json", '[{"id": "1"}]', "annotation 0 has no 'template'"),
         ("ssv2", "labels/train.json", "[{", "cannot be read as JSON"),
         ("diving48", "Diving48_V2_test.json", '[{"vid_name": "a", "label": 2}]', r"the label 2, outside \[0, 2\)"),
         ("diving48", "Diving48_V2_test.json", '[{"vid_name": "a", "label": "x"}]', "the label 'x', which is no number"),
         ("diving48", "Diving48_V2_test.json", "[]", "name no sample"),
         ("charades_ego", "CharadesEgo/CharadesEgo_v1_test_only1st.csv", "id,length\nA,3\n", "has no column 'actions'"),
-        ("epic_verb", "epic-kitchens-100-annotations/EPIC_100_train.csv", EPIC + "a,P01,b,12,13,put,1,tap,0\n", "the time '12'"),
+        (
+            "epic_verb",
+            "epic-kitchens-100-annotations/EPIC_100_train.csv",
+            EPIC + "a,P01,b,12,13,put,1,tap,0\n",
+            "the time '12'",
+        ),
     ],
 )
 def test_damaged_annotations(name: str, file: str, content: str, message: str, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def features(
             found[row, clip, rng.integers(length)] = signs[label] + 0.1 * rng.standard_normal(width)
             # What lies beyond the length must not matter: it shouts another class.
             found[row, clip, length:] = 5 * signs[(label + 1) % classes]
-    pooled = np.array([[found[row, clip, : lengths[row, clip]].mean(axis=0) for clip in range(clips)] for row in range(count)])
+    pooled = np.array(
+        [[found[row, clip, : lengths[row, clip]].mean(axis=0) for clip in range(clips)] for row in range(count)]
+    )
     lengths[list(unanswered)] = 0
     store = BlockStore(None)
     for block in range(ranks.rank, -(-count // BLOCK), ranks.world):

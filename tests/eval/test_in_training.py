@@ -1,0 +1,100 @@
+"""k-NN while training: the same on every layout, the same losses with and without, and no harm from a damaged clip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.in_training import TrainingExaminer
+from eval.in_training_data import evaluation_data
+from megatron_ovenc.config import ConfigError, DataConfig, EvalConfig, ParallelConfig, RunConfig, check
+from megatron_ovenc.parallel.topology import Topology
+from megatron_ovenc.train.build import assemble
+from tests.data.samples import SIDE, clip_bytes, coded_frames
+from tests.rank_pool import RankPool
+from tests.train.sources import RecordedSource
+from tests.train.test_resume import BATCH, CLASSES, STEPS, small_config
+
+EVERY = 4
+"""So that step 4 is examined, and step 6, the last."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clips of two classes, one of them cut off in the middle."""
+    root = tmp_path_factory.mktemp("judged")
+    for number, (name, length) in enumerate([("a", 4), ("a", 9), ("a", 6), ("b", 5), ("b", 7), ("b", 8), ("b", 3)]):
+        (root / name).mkdir(exist_ok=True)
+        frames = coded_frames(length)
+        content = clip_bytes(frames if name == "a" else 255 - frames)
+        (root / name / f"{number}.mp4").write_bytes(content[: len(content) // 2] if number == 2 else content)
+    return root
+
+
+def judged(run_dir: Path, folder: Path, parallel: ParallelConfig, every: int = EVERY) -> RunConfig:
+    wanted = EvalConfig(every=every, train=str(folder), val=str(folder), tokens=8, size=SIDE, k=1, batch_size=2)
+    return replace(small_config(run_dir, parallel), eval=wanted, data=DataConfig(workers=0))
+
+
+def train(topology: Topology, config: RunConfig) -> float:
+    """Trains, and returns what the random state gives afterwards."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2 * STEPS, BATCH, 3, 42, 56, generator=generator)
+    labels = torch.randint(0, CLASSES, (2 * STEPS, BATCH, 2), generator=generator)
+    torch.manual_seed(0)
+    with assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)}) as trainer:
+        trainer.examine = TrainingExaminer(
+            config, trainer.state.encoder, trainer.sharding, topology, trainer.metrics.say
+        )
+        trainer.train()
+    return float(torch.rand(()))
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("world", "tensor", "zero"), [(1, 1, 2), (3, 1, 3), (2, 1, 2), (2, 2, 0)])
+def test_losses_do_not_change_and_every_layout_finds_the_same(
+    rank_pool: RankPool, folder: Path, tmp_path: Path, world: int, tensor: int, zero: int
+) -> None:
+    """Three ranks for seven clips: the last of them has fewer, and one rank's clip is damaged."""
+    parallel = ParallelConfig(tensor=tensor, zero=zero)
+    states = []
+    for every in (0, EVERY):
+        config = judged(tmp_path / str(every), folder, parallel, every)
+        check(config, world)
+        Path(config.run_dir).mkdir()
+        states.append(rank_pool.run(train, world=world, tensor=tensor, args=(config,)))
+    without, with_it = lines(tmp_path / "0"), lines(tmp_path / str(EVERY))
+    for key in ("loss/image", "grad_norm/encoder", "grad_norm/image"):
+        assert [line[key] for line in without] == [line[key] for line in with_it]
+    assert states[0] == states[1]
+    examined = {line["step"]: line for line in with_it if "eval/knn_top1" in line}
+    assert sorted(examined) == [4, 6]
+    assert not any("eval/knn_top1" in line for line in without)
+    # Every clip is its own nearest neighbour, but for the one that cannot be read.
+    assert all(line["eval/knn_top1"] == pytest.approx(100 * 6 / 7) for line in examined.values())
+    assert all(line["eval/bad_samples"] == 2 for line in examined.values())
+
+
+def test_wrong_settings_are_told_before_training(folder: Path, tmp_path: Path) -> None:
+    good = judged(tmp_path, folder, ParallelConfig())
+    for changes, message in (
+        ({"train": None}, "eval.every=4 needs eval.train and eval.val"),
+        ({"size": 30}, "eval.size=30 must be a multiple"),
+        ({"tokens": 3}, "eval.tokens=3 does not hold a frame"),
+        ({"kind": "image", "view": "codec"}, "eval.view=codec is for clips"),
+        ({"k": 0}, "eval.k"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(replace(good, eval=replace(good.eval, **changes)), 1)
+    with pytest.raises(ConfigError, match="absent is not a directory"):
+        evaluation_data(replace(good, eval=replace(good.eval, train="absent")))
+    with pytest.raises(ConfigError, match="has 7 samples, fewer than eval.k=8"):
+        evaluation_data(replace(good, eval=replace(good.eval, k=8)))
+    assert evaluation_data(replace(good, eval=EvalConfig())) is None
