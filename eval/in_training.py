@@ -1,10 +1,10 @@
 """k-NN of the encoder that is being trained, every `eval.every` steps, on all of its ranks.
 
-Each data rank encodes every so-manieth sample; embeddings meet on the main rank, which compares them. Nothing random is drawn and no
-training sample is consumed, so that a run's losses are the same with and without. A damaged sample is named and left out.
+Data rank r of n encodes samples r, r + n, ...; embeddings meet on the main rank, which compares them. Nothing random is drawn and
+no training sample is consumed, so that a run's losses are the same with and without. A damaged sample is named and left out.
 
-All data ranks make the same number of forward passes, because sharded parameters are gathered in each: a rank that has no sample left
-encodes a blank one.
+All data ranks make the same number of forward passes, because sharded parameters are gathered in each: a rank that has no sample
+left encodes a blank one.
 """
 
 from __future__ import annotations

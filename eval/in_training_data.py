@@ -1,4 +1,4 @@
-"""What a run's encoder is judged on while it is trained. Apart from `in_training`, which takes seconds to import; errors should not."""
+"""What a run's encoder is judged on while it is trained: apart from `in_training`, which takes seconds to import."""
 
 from __future__ import annotations
 

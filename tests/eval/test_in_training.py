@@ -89,12 +89,12 @@ def test_wrong_settings_are_told_before_training(folder: Path, tmp_path: Path) -
         ({"size": 30}, "eval.size=30 must be a multiple"),
         ({"tokens": 3}, "eval.tokens=3 does not hold a frame"),
         ({"kind": "image", "view": "codec"}, "eval.view=codec is for clips"),
-        ({"k": 0}, "eval.k"),
+        ({"k": 0}, "eval.every must not be negative, eval.k"),
     ):
         with pytest.raises(ConfigError, match=message):
             check(replace(good, eval=replace(good.eval, **changes)), 1)
     with pytest.raises(ConfigError, match="absent is not a directory"):
         evaluation_data(replace(good, eval=replace(good.eval, train="absent")))
-    with pytest.raises(ConfigError, match="has 7 samples, fewer than eval.k=8"):
+    with pytest.raises(ConfigError, match=r"has 7 samples, fewer than eval\.k=8"):
         evaluation_data(replace(good, eval=replace(good.eval, k=8)))
     assert evaluation_data(replace(good, eval=EvalConfig())) is None

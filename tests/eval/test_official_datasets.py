@@ -66,7 +66,7 @@ FILES: Mapping[str, Mapping[str, str]] = {
     },
     "epic_verb": {
         "EPIC-KITCHENS/": "",
-        "epic-kitchens-100-annotations/EPIC_100_verb_classes.csv": "id,key,instances,category\n0,take,['take'],retrieve\n1,put,[],leave\n",
+        "epic-kitchens-100-annotations/EPIC_100_verb_classes.csv": "id,key,instances\n0,take,['take']\n1,put,[]\n",
         "epic-kitchens-100-annotations/EPIC_100_noun_classes.csv": "id,key,instances,category\n0,tap,['tap'],appliances\n",
         "epic-kitchens-100-annotations/EPIC_100_train.csv": EPIC
         + "P01_01_0,P01,P01_01,00:00:01.14,00:01:02.50,put,1,tap,0\n",
