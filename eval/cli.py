@@ -113,7 +113,8 @@ def run(
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
-    return EXIT_UNREADABLE if train.failures or val.failures else 0
+    # One rank tells: launchers end all ranks when one returns anything but 0, and the main one may still be writing.
+    return EXIT_UNREADABLE if ranks.is_main and (train.failures or val.failures) else 0
 
 
 def extract_splits(

@@ -226,8 +226,8 @@ def _learners(train: Features, config: ProbeConfig, device: torch.device) -> lis
     width, classes = train.pooled.shape[2], len(train.classes)
     if config.kind == "linear":
         known = train.pooled[train.answered].reshape(-1, width)
-        moments = (torch.from_numpy(values) for values in (known.mean(axis=0), known.std(axis=0)))
-        first: nn.Module = LinearProbe(*moments, classes)
+        mean, deviation = torch.from_numpy(known.mean(axis=0)), torch.from_numpy(known.std(axis=0))
+        first: nn.Module = LinearProbe(mean, deviation, classes)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
