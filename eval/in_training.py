@@ -10,6 +10,7 @@ left encodes a blank one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import cast
@@ -115,7 +116,9 @@ class TrainingExaminer:
         """This data rank's samples, by row; only its first tensor rank asks for any."""
         rows = range(self._topology.data_rank, len(dataset.samples), self._topology.data)
         samples = [dataset.samples[row] for row in rows]
-        return zip(rows, ordered_map(partial(look, self._view(), 1), samples, self._config.data.workers), strict=True)
+        # Threads: decoders work outside of Python's lock, and a fresh process would import all that training has imported.
+        looks = ordered_map(partial(look, self._view(), 1), samples, self._config.data.workers, ThreadPoolExecutor)
+        return zip(rows, looks, strict=True)
 
     def _view(self) -> SampleView:
         wanted, patch_size = self._config.eval, self._config.model.patch_size

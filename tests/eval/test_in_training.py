@@ -86,7 +86,7 @@ def test_losses_do_not_change_and_every_layout_finds_the_same(
 
 
 def test_the_command_evaluates_pictures_too(tmp_path: Path) -> None:
-    """launch.pretrain itself, with decoding processes and TensorBoard."""
+    """launch.pretrain itself, with several workers and TensorBoard."""
     for number, label in enumerate("aabb"):
         path = tmp_path / "judged" / label / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
