@@ -1,4 +1,4 @@
-"""What a frozen encoder is worth: `python -m eval.knn` and `python -m eval.attentive_probe`.
+"""What a frozen encoder is worth: k-NN, linear and attentive probes, retrieval, each a command `python -m eval.<name>`.
 
-datasets (who is in it) -> views (what of a clip is seen) -> encoder -> features -> knn | probe
+datasets (who is in it) -> reading, views (what of a clip is seen) -> encoder -> features -> knn | retrieval | probes -> report
 """

@@ -1,4 +1,4 @@
-"""The frozen encoder: views in, tokens and pooled embeddings out.
+"""The frozen encoder: views in, tokens and pooled embeddings out. Other makers' encoders are `eval.other_encoders`'.
 
 A bag of n patches goes into the Hugging Face model as one strip of n patches side by side, [3, p, n * p], with
 `patch_positions` saying where each belongs: any number of patches of any frames, no padding, no special cases. The
@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -22,9 +22,63 @@ from torch import Tensor
 from megatron_ovenc.data.views import View
 from onevision_encoder import OneVisionEncoderConfig, OneVisionEncoderImageProcessor, OneVisionEncoderModel
 
+Precision: TypeAlias = Literal["fp32", "bf16"]
+"""Type of an encoder's matrix work; `bf16` by autocast, weights staying as they are."""
+
+
+class FrozenEncoder(Protocol):
+    """What evaluations ask of an encoder."""
+
+    fingerprint: str
+    """Changes whenever what it computes does."""
+
+    @property
+    def kind(self) -> str:
+        """Its `model_type`."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that the model was tuned for."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether patches may be of any places and frames; if not, frames must be whole."""
+
+    @property
+    def frames_per_token(self) -> int:
+        """Frames that one token covers: 1, or the depth of a tubelet."""
+
+    def __call__(self, views: Sequence[View]) -> tuple[list[Tensor], Tensor]:
+        """Tokens [L, D] of each view, and pooled embeddings [B, D]; float32 on the CPU."""
+
+
+def load_encoder(directory: Path, device: torch.device, precision: Precision = "fp32") -> FrozenEncoder:
+    """The encoder in a Hugging Face directory, of this project or of another maker; nothing is downloaded.
+
+    Raises:
+        ValueError: no such directory, or one of a model that is not known here.
+    """
+    if read_model_config(directory).get("model_type") == OneVisionEncoderConfig.model_type:
+        return Encoder.load(directory, device, precision)
+    from eval.other_encoders import load
+
+    return load(directory, device, precision)
+
 
 class Encoder:
-    """An encoder in inference mode."""
+    """An encoder of this project in inference mode."""
+
+    takes_positions = True
+    frames_per_token = 1
+    kind = OneVisionEncoderConfig.model_type
 
     def __init__(
         self,
@@ -33,6 +87,7 @@ class Encoder:
         device: torch.device,
         processor: OneVisionEncoderImageProcessor | None = None,
         fingerprint: str = "",
+        precision: Precision = "fp32",
     ) -> None:
         """
         Args:
@@ -40,6 +95,7 @@ class Encoder:
             device: where to compute.
             processor: whose mean and standard deviation normalise pixels; CLIP's by default.
             fingerprint: changes whenever the model does.
+            precision: of matrix work.
         """
         processor = processor or OneVisionEncoderImageProcessor()
         self._model = model.to(device).eval()
@@ -47,10 +103,11 @@ class Encoder:
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (processor.image_mean, processor.image_std)
         )
-        self.fingerprint = fingerprint
+        self._precision = precision
+        self.fingerprint = f"{fingerprint} {precision}"
 
     @classmethod
-    def load(cls, directory: Path, device: torch.device) -> Encoder:
+    def load(cls, directory: Path, device: torch.device, precision: Precision = "fp32") -> Encoder:
         """Load a Hugging Face directory of this project or of the reference; nothing is downloaded.
 
         Raises:
@@ -59,7 +116,7 @@ class Encoder:
         kind = read_model_config(directory).get("model_type")
         if kind != OneVisionEncoderConfig.model_type:
             raise ValueError(
-                f"{directory} holds a model of type {kind!r}; this evaluation reads {OneVisionEncoderConfig.model_type!r}: "
+                f"{directory} holds a model of type {kind!r}, not {OneVisionEncoderConfig.model_type!r}: "
                 f"pack a checkpoint with tools.pack_model"
             )
         saved = (directory / "preprocessor_config.json").exists()
@@ -68,6 +125,7 @@ class Encoder:
             device=device,
             processor=OneVisionEncoderImageProcessor.from_pretrained(directory) if saved else None,
             fingerprint=fingerprint(directory),
+            precision=precision,
         )
 
     @property
@@ -98,7 +156,8 @@ class Encoder:
             rows = [row for row, view in enumerate(views) if len(view.patches) == length]
             patches = torch.from_numpy(np.stack([views[row].patches for row in rows])).to(self._device)
             positions = torch.from_numpy(np.stack([views[row].positions for row in rows])).to(self._device)
-            output = self._model(pixel_values=self._strip(patches), patch_positions=positions)
+            with autocast(self._device, self._precision):
+                output = self._model(pixel_values=self._strip(patches), patch_positions=positions)
             last, embedding = output.last_hidden_state.float(), output.pooler_output
             pooled[rows] = (last.mean(dim=1) if embedding is None else embedding.float()).cpu()
             tokens.update(zip(rows, last.cpu(), strict=True))
@@ -109,6 +168,11 @@ class Encoder:
         p = self.patch_size
         strip = patches.unflatten(2, (3, p, p)).permute(0, 2, 3, 1, 4).flatten(3)
         return (strip.float() / 255 - self._mean) / self._std
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which an encoder computes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def read_model_config(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The attentive probe: what a little attention can read off frozen tokens. Training it is `eval.probe_training`'s.
+"""The probes: what a little attention can read off frozen tokens, and what a plane can read off pooled embeddings.
+
+Training them is `eval.probe_training`'s.
 
 Legend: B samples, L tokens, D width, C classes.
 """
@@ -45,6 +47,24 @@ class AttentiveProbe(nn.Module):
         pooled = pooled.squeeze(1)
         pooled = pooled + self.mlp(self.norm(pooled))
         return self.classifier(self.classifier_norm(pooled))
+
+
+class LinearProbe(nn.Module):
+    """A linear classifier on embeddings that are brought to the training set's mean 0 and deviation 1, channel by channel."""
+
+    def __init__(self, mean_D: Tensor, deviation_D: Tensor, classes: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", mean_D)
+        self.register_buffer("deviation", deviation_D.clamp(min=1e-6))
+        self.classifier = nn.Linear(len(mean_D), classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, embeddings_BD: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return self.classifier((embeddings_BD - self.mean) / self.deviation)
 
 
 def _heads(width: int) -> int:

@@ -1,7 +1,7 @@
-"""What of a clip an evaluation shows to the encoder: evenly spaced whole frames, or the codec's most salient patches.
+"""What of a clip an evaluation shows to the encoder: evenly spaced whole frames, or the codec's most salient patches; or a picture.
 
-A view is a frozen description that is called on a video file's bytes; it pickles, so that clips are decoded in processes.
-Frames are stretched to a square, as in training.
+A view is a frozen description that is called on a file's bytes; it pickles, so that samples are decoded in processes.
+Frames are stretched to a square, as in training; of a picture, the centre is taken.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from megatron_ovenc.config.tree import SourceConfig
+from megatron_ovenc.data.images import image_pixels
 from megatron_ovenc.data.video import frame_count, frame_pixels
 from megatron_ovenc.data.views import Clip, View, whole
 
@@ -41,13 +42,17 @@ class UniformFrames:
         """Patches of a clip."""
         return self.frames * (self.size // self.patch_size) ** 2
 
-    def __call__(self, content: bytes) -> View:
+    def __call__(self, content: bytes, frames: range | None = None) -> View:
         """All patches of the frames, `t` being the frame's place on the virtual time axis.
+
+        Args:
+            content: the video file.
+            frames: the part of it that is the clip; None is all of it.
 
         Raises:
             BadSample: the clip is damaged.
         """
-        pixels, times = uniform_frames(content, self.frames, self.size)
+        pixels, times = uniform_frames(content, self.frames, self.size, frames)
         return whole_at(pixels, times, self.patch_size)
 
 
@@ -73,8 +78,8 @@ class CodecPatches:
         """Patches of a clip that is long enough."""
         return min(self.tokens, VIRTUAL_FRAMES * (self.size // self.patch_size) ** 2)
 
-    def __call__(self, content: bytes) -> View:
-        """The selected patches in the order of their positions.
+    def __call__(self, content: bytes, frames: range | None = None) -> View:
+        """The selected patches in the order of their positions; `frames` as in `UniformFrames`.
 
         Raises:
             BadSample: the clip is damaged.
@@ -87,24 +92,56 @@ class CodecPatches:
             tokens=self.tokens,
             i_frames=self.i_frames,
         )
-        return Clip(content, None, source, self.patch_size).codec_view()
+        return Clip(content, None, source, self.patch_size, frames).codec_view()
 
 
-ClipView: TypeAlias = UniformFrames | CodecPatches
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A still picture, whole."""
+
+    size: int
+    """Side in pixels; a multiple of the patch size."""
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        _check_grid(self.size, self.patch_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Patches of a picture."""
+        return (self.size // self.patch_size) ** 2
+
+    def __call__(self, content: bytes, frames: range | None = None) -> View:
+        """All patches at t = 0; a picture has no `frames`.
+
+        Raises:
+            BadSample: the picture is damaged.
+        """
+        assert frames is None
+        return whole(image_pixels(content, self.size, None)[None], self.patch_size)
 
 
-def uniform_frames(content: bytes, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+SampleView: TypeAlias = UniformFrames | CodecPatches | Picture
+
+
+def uniform_frames(content: bytes, count: int, size: int, frames: range | None = None) -> tuple[np.ndarray, np.ndarray]:
     """`count` frames uint8 [count, size, size, 3] and their virtual times int32 [count].
 
     A clip shorter than `count` shows frames more than once.
 
+    Args:
+        content: the video file.
+        count: frames to take.
+        size: side in pixels.
+        frames: the part of the file to take them from; None is all of it.
+
     Raises:
         BadSample: the clip is damaged.
     """
-    total = frame_count(content)
-    indices = segment_centres(total, count)
+    frames = range(frame_count(content)) if frames is None else frames
+    indices = segment_centres(len(frames), count)
     distinct, places = np.unique(indices, return_inverse=True)
-    return frame_pixels(content, distinct, size)[places], virtual_times(indices, total)
+    return frame_pixels(content, frames.start + distinct, size)[places], virtual_times(indices, len(frames))
 
 
 def segment_centres(total: int, count: int) -> np.ndarray:

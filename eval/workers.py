@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from itertools import islice
 from typing import TypeVar
 
@@ -18,13 +18,16 @@ AHEAD = 4
 """Samples a process that are worked on or wait to be taken."""
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R | BadSample]:
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], workers: int, start: Callable[[int], Executor] = process_pool
+) -> Iterator[R | BadSample]:
     """`function` of every item, in the order of the items.
 
     Args:
         function: picklable if `workers` > 1; a `BadSample` that it raises is yielded in the place of its result.
         items: picklable too; taken only as far ahead as there is work for the processes.
         workers: processes (fresh interpreters: no locks or devices are inherited); 1 works in this one.
+        start: from a number of workers to what runs them, where processes are not wanted.
 
     Raises:
         BrokenProcessPool: a process was killed, by a lack of memory for instance.
@@ -34,7 +37,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
             yield _attempt(function, item)
         return
     upcoming = iter(items)
-    pool = process_pool(workers)
+    pool = start(workers)
     try:
         waiting: deque[Future[R | BadSample]] = deque()
         for item in islice(upcoming, AHEAD * workers):

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.in_training_data import evaluation_data
 from megatron_ovenc.config import ConfigError, RunConfig, load
 from megatron_ovenc.parallel.topology import Launch
 from megatron_ovenc.train.exit_status import ExitStatus
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             launch = Launch.from_environment()
             config = load(options.config, options.overrides)
             check_run(config, launch.world_size)
+            evaluation_data(config)
         except ValueError as error:
             # On every rank: what is wrong may be wrong on one host only.
             rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
@@ -59,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
     """Train a checked configuration and leave its exit status; returns the exit code."""
-    from megatron_ovenc.train.build import launch_trainer  # megatron-core takes seconds to import; errors should not
+    # megatron-core takes seconds to import; errors should not
+    from eval.in_training import TrainingExaminer
+    from megatron_ovenc.train.build import launch_trainer
 
     status = ExitStatus(Path(config.run_dir), launch.rank)
     status.begin()
@@ -68,6 +72,14 @@ def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
         launch_trainer(config, launch, status, stop) as trainer,
         status.failures(lambda: trainer.state.step),
     ):
+        trainer.examine = TrainingExaminer(
+            config,
+            trainer.state.encoder,
+            trainer.sharding,
+            trainer.topology,
+            trainer.metrics.say,
+            alive=lambda: trainer.heartbeat.note("evaluation", trainer.state.step),
+        )
         outcome = trainer.train()
     if launch.rank == 0:
         status.end(outcome, trainer.state.step)

@@ -181,7 +181,8 @@ def probe(stages: Stages, output: Path, config: RunConfig) -> dict[str, float]:
         size = ("--size", str(source.size), "--tokens", str(source.tokens), "--i-frames", source.i_frames)
         view = ("--view", "codec", *size)
         common = ("--model", output / name, *clips, *view, "--workers", "2", "--cache", output / "features" / label)
-        for command, key in (("knn", "probe"), ("attentive_probe", "attentive_probe")):
+        # The probe first: it keeps tokens too, so that k-NN finds its features in the cache.
+        for command, key in (("attentive_probe", "attentive_probe"), ("knn", "probe")):
             answer = output / f"{key}_{label}.json"
             options = ("--epochs", "30", "--lr", "1e-3") if command == "attentive_probe" else ("--k", "5")
             stages.run(sys.executable, "-m", f"eval.{command}", *common, *options, "--output", answer)

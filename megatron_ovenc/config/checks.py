@@ -20,6 +20,7 @@ def check(config: RunConfig, world_size: int) -> None:
         *_log(config, world_size),
         *_heads(config, world_size),
         *_bank_training(config),
+        *_evaluation(config),
     ]
     if problems:
         raise ConfigError("the configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -188,6 +189,22 @@ def _bank_training(config: RunConfig) -> Iterator[str]:
             )
         if config.optimizer.lr * bank.lr_scale * bank.weight_decay >= 1:
             yield f"optimizer.lr x {key}.lr_scale x {key}.weight_decay must be below 1"
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    wanted, patch_size = config.eval, config.model.patch_size
+    if min(wanted.every, wanted.k - 1, wanted.batch_size - 1, wanted.tokens - 1) < 0:
+        yield "eval.every must not be negative, eval.k, eval.batch_size and eval.tokens be at least 1"
+    if wanted.every < 1 or patch_size < 1:
+        return
+    if wanted.train is None or wanted.val is None:
+        yield f"eval.every={wanted.every} needs eval.train and eval.val, folders that have one sub-folder a class"
+    if wanted.size < patch_size or wanted.size % patch_size:
+        yield f"eval.size={wanted.size} must be a multiple of model.patch_size={patch_size}"
+    elif wanted.kind == "video" and wanted.view == "frames" and wanted.tokens < (wanted.size // patch_size) ** 2:
+        yield f"eval.tokens={wanted.tokens} does not hold a frame of eval.size={wanted.size}; raise it, or take view=codec"
+    if wanted.kind == "image" and wanted.view == "codec":
+        yield "eval.view=codec is for clips, but eval.kind is image"
 
 
 def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:

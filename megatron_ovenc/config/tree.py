@@ -333,6 +333,32 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """k-NN classification of held-out samples by the encoder while it is trained; training is the same with and without."""
+
+    every: int = 0
+    """Steps between evaluations; one is also made at the last step. 0 never evaluates."""
+    train: str | None = None
+    """Folder of class folders whose samples vote. Needed if `every` > 0."""
+    val: str | None = None
+    """Folder of class folders whose samples are classified. Needed if `every` > 0."""
+    kind: Literal["image", "video"] = "video"
+    """What the folders hold."""
+    view: Literal["frames", "codec"] = "frames"
+    """What of a clip is shown: evenly spaced whole frames, or the most salient patches."""
+    tokens: int = 2048
+    """Most patches of a clip; as many whole frames as fit."""
+    i_frames: Literal["keep", "anchor", "free"] = "keep"
+    """As `heads.*.source.i_frames`, for the view `codec`."""
+    size: int = 224
+    """Side in pixels to which pictures or frames are resized; a multiple of the patch size."""
+    k: int = 20
+    """Neighbours that vote, at least 1."""
+    batch_size: int = 8
+    """Samples of a forward pass of a data rank, at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything that a run depends on, apart from the number of ranks."""
 
@@ -356,6 +382,8 @@ class RunConfig:
     """Saving and resuming."""
     log: LogConfig = field(default_factory=LogConfig)
     """Metrics."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation during training."""
 
 
 LARGEST_LEARNED_SCALE = 100.0

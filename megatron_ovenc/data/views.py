@@ -31,12 +31,20 @@ class Clip:
     A view's `t` counts virtual frames: `indices[t]` is the frame of the file whose pixels are shown.
     """
 
-    def __init__(self, content: bytes, sidecar: bytes | None, source: SourceConfig, patch_size: int) -> None:
-        """Find out which frames there are, decoding none.
+    def __init__(
+        self,
+        content: bytes,
+        sidecar: bytes | None,
+        source: SourceConfig,
+        patch_size: int,
+        frames: range | None = None,
+    ) -> None:
+        """Find out which frames there are.
 
         Args:
             content: the video file.
             sidecar: what `codec.dumps` made of it. One of another clip, patch grid or number of virtual frames does not count.
+            frames: the part of the file that is the clip, if it is not all of it; takes no sidecar.
 
         Raises:
             BadSample: not a clip, or one whose truncation shows in its packets.
@@ -46,11 +54,11 @@ class Clip:
         self._patch_size = patch_size
         self._side = source.size // patch_size
         self._sidecar = None if sidecar is None else _usable(sidecar, content, self._side, source.clip_frames)
-        self.indices: np.ndarray = (
-            codec.frame_indices(frame_count(content), source.clip_frames)
-            if self._sidecar is None
-            else self._sidecar.frame_indices
-        )
+        if self._sidecar is not None:
+            self.indices: np.ndarray = self._sidecar.frame_indices
+        else:
+            frames = range(frame_count(content)) if frames is None else frames
+            self.indices = frames.start + codec.frame_indices(len(frames), source.clip_frames)
 
     def codec_view(self) -> View:
         """The most salient patches of all frames, `source.tokens` of them or all that a short clip has.
@@ -66,7 +74,11 @@ class Clip:
             frames, slots = np.unique(positions[:, 0].astype(np.int64), return_inverse=True)
             pixels = frame_pixels(self._content, self.indices[frames], self._source.size)
         else:
-            pixels, signals = frame_pixels_and_signals(self._content, self.indices, self._source.size)
+            # What happens in the file before the clip begins must not count for its first frame.
+            lead = int(self.indices[0] > 0)
+            wanted = np.concatenate([self.indices[:lead] - 1, self.indices])
+            pixels, signals = frame_pixels_and_signals(self._content, wanted, self._source.size)
+            pixels, signals = pixels[lead:], signals[lead:]
             saliency = codec.saliency(signals, (self._side, self._side))
             # Rounded as in a sidecar: having one must not change which patches are seen.
             levels = np.rint(saliency * 255).astype(np.uint8)

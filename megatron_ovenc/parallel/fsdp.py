@@ -47,6 +47,11 @@ class ShardedEncoder:
                 module.set_force_sum_reduction_for_comms(True)
         self._keep_gathered = zero != 3
 
+    def release(self) -> None:
+        """Give up gathered parameters after a forward that no backward follows: what reads parameters next expects shards."""
+        for module in self._modules:
+            module.reshard()
+
     def set_last_backward(self, last: bool) -> None:
         """Say whether the coming backward is the last before the optimizer step: only then are gradients communicated."""
         for module in self._modules:

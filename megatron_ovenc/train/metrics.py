@@ -11,7 +11,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class StepMetrics:
     """Numbers of a save that has ended since the last step (see Checkpointer.take_facts); empty in most."""
     banks: dict[str, float]
     """What a look at the banks found, by `<head>/<name>`; empty in steps without one."""
+    examined: Mapping[str, float]
+    """What an evaluation of the encoder after this step found, by name; empty in steps without one."""
 
 
 class MetricsWriter:
@@ -148,6 +150,7 @@ class MetricsWriter:
             record[f"loss/{head}"] = sum(m.losses[head] for m in window) / len(window)
         record.update({f"grad_norm/{name}": value for name, value in last.grad_norms.items()})
         record.update({f"bank/{name}": value for metrics in window for name, value in metrics.banks.items()})
+        record.update({f"eval/{name}": value for metrics in window for name, value in metrics.examined.items()})
         record |= {
             "lr": last.lr,
             "samples_per_s": sum(m.samples for m in window) / seconds,

@@ -9,7 +9,7 @@ One backward a head keeps one head's activations alive at a time; gradients are 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,7 @@ class Trainer:
             head.name: BatchStream(source=state.sources[head.name], topology=state.topology) for head in config.heads
         }
         self.timer = PhaseTimer(state.topology.device)
+        self.examine: Callable[[int], Mapping[str, float]] = lambda step: {}  # set by who knows how to evaluate
         self._first_step = state.step
         self._parameters = named_parameters(state.encoder)
         self._partial = [p for n, p in self._parameters.items() if state.layouts[n].partial_gradient]
@@ -150,6 +151,8 @@ class Trainer:
         state.encoder_optimizer.zero_grad()
         state.bank_optimizer.zero_grad()
         state.step += 1
+        seconds = time.monotonic() - started - consumed.looking_s
+        examined = {} if totals["stop"] else self.examine(state.step)
         self.metrics.step(
             StepMetrics(
                 step=state.step,
@@ -163,12 +166,13 @@ class Trainer:
                 data_wait_s=totals["data_wait_s"] / self.topology.data,
                 data_max_s=float(ranks[:, 0].max()),
                 own_s=own_seconds(ranks[:, 0], ranks[:, 1]),
-                seconds=time.monotonic() - started - consumed.looking_s,
+                seconds=seconds,
                 memory_bytes=memory_peak_bytes(self.topology.device),
                 bad_samples=int(totals["bad_samples"]),
                 phases=phases,
                 banks=consumed.banks,
                 checkpoint=self.saver.report(),
+                examined=examined,
             )
         )
         if verdict := self.guard.verdict():

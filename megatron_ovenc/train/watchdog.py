@@ -31,7 +31,7 @@ from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.exit_status import ExitStatus
 from megatron_ovenc.train.hang_report import HangReport, explain
 
-PATIENT = ("start-up", "checkpoint", "bank look", "end")
+PATIENT = ("start-up", "checkpoint", "bank look", "evaluation", "end")
 """Phases that may take as long as a collective (parallel.timeout_s); so may the first step, which compiles and warms up."""
 
 STDERR = 2

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eval.attentive_probe import evaluate, select
-from eval.probe import AttentiveProbe
-from eval.probe_training import FINAL_LR, Learner, ProbeConfig, predict
+from eval.probe import AttentiveProbe, LinearProbe
+from eval.probe_training import FINAL_LR, Learner, ProbeConfig, ProbeRun, predict, select, train_probes
+from eval.ranks import Ranks
+from eval.scores import Scores
+from megatron_ovenc.parallel.topology import Topology
 from tests.eval.toys import features
+from tests.rank_pool import RankPool
 
 CPU = torch.device("cpu")
 TOY = ProbeConfig(learning_rates=(1e-5, 3e-3), epochs=6, batch_size=8)
@@ -21,7 +24,7 @@ TOY = ProbeConfig(learning_rates=(1e-5, 3e-3), epochs=6, batch_size=8)
 def test_learns_a_separable_set_and_judges_an_odd_one_exactly_once() -> None:
     train = features(np.arange(120) % 4, classes=4, seed=0, unanswered=(5, 6))
     val = features(np.arange(37) % 4, classes=4, seed=1, unanswered=(36,))
-    slow, fast = evaluate(train, val, TOY, device="cpu")
+    slow, fast = train_probes(train, val, TOY, device=CPU)
     assert (slow.lr, fast.lr) == TOY.learning_rates
     for run in (slow, fast):
         assert len(run.epochs) == 6
@@ -37,9 +40,9 @@ def test_same_seed_same_result_and_rates_do_not_disturb_each_other() -> None:
     train = features(np.arange(41) % 3, classes=3, seed=0)
     val = features(np.arange(13) % 3, classes=3, seed=1)
     config = ProbeConfig(learning_rates=(1e-3, 3e-3), epochs=2, batch_size=8)
-    both = evaluate(train, val, config, device="cpu")
-    assert evaluate(train, val, config, device="cpu") == both
-    alone = evaluate(train, val, ProbeConfig(learning_rates=(3e-3,), epochs=2, batch_size=8), device="cpu")
+    both = train_probes(train, val, config, device=CPU)
+    assert train_probes(train, val, config, device=CPU) == both
+    alone = train_probes(train, val, ProbeConfig(learning_rates=(3e-3,), epochs=2, batch_size=8), device=CPU)
     assert alone == both[1:]
 
 
@@ -48,11 +51,11 @@ def test_steps_are_those_of_a_plain_training_loop() -> None:
     torch.manual_seed(0)
     probe = AttentiveProbe(16, 3)
     plain = deepcopy(probe)
-    learner = Learner(probe, 0.1, config)
-    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0)
+    learner = Learner(probe, 0.1, 0.5, config)
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.5)
     for progress in (0.0, 0.25, 0.5, 0.75):
         tokens, labels = torch.randn(4, 5, 16), torch.tensor([0, 1, 2, 0])
-        learner.step(tokens, torch.full((4,), 5), labels, progress=progress)
+        learner.update(learner.gradients((tokens, torch.full((4,), 5)), labels, 1 / 4), progress=progress)
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - progress) + FINAL_LR * progress
         logs = plain(tokens, torch.full((4,), 5)).log_softmax(dim=-1)
         targets = 0.8 * F.one_hot(labels, 3) + 0.2 / 3
@@ -66,18 +69,77 @@ def test_steps_are_those_of_a_plain_training_loop() -> None:
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])
-def test_predictions_do_not_depend_on_the_batch_size(batch_size: int) -> None:
-    val = features(np.arange(13) % 3, classes=3, seed=1, unanswered=(0, 7))
+@pytest.mark.parametrize("batch_size", [1, 4, 13, 100])
+def test_predictions_average_the_clips_and_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    val = features(np.arange(13) % 3, classes=3, seed=1, clips=2, unanswered=(0, 7))
     torch.manual_seed(0)
     probe = AttentiveProbe(16, 3)
     torch.nn.init.normal_(probe.classifier.weight)
-    found = predict(probe, val, batch_size=batch_size, device=CPU)
-    for row in range(13):
-        tokens = torch.from_numpy(val.tokens[row : row + 1, : val.lengths[row]]).float()
-        with torch.inference_mode():
-            expected = probe(tokens, torch.tensor([tokens.shape[1]]))[0] if val.lengths[row] else torch.zeros(3)
-        assert np.allclose(found[row], expected, atol=1e-5)
+    found = predict(probe, val, ProbeConfig(batch_size=batch_size), device=CPU)
+    for row in np.flatnonzero(val.answered):
+        shares = []
+        for clip in range(2):
+            tokens, lengths = val.tokens(np.array([row]), np.array([clip]))
+            with torch.inference_mode():
+                shares.append(probe(torch.from_numpy(tokens).float(), torch.from_numpy(lengths)).softmax(dim=1))
+        assert np.allclose(found[row], torch.cat(shares).mean(dim=0), atol=1e-5)
+    assert not found[~val.answered].any()
+
+
+def on_ranks(topology: Topology, kind: str, train_size: int, val_size: int) -> tuple[tuple[ProbeRun, ...], np.ndarray]:
+    ranks = Ranks.of(topology)
+    config = ProbeConfig(kind=kind, learning_rates=(1e-3, 3e-3), weight_decays=(0.0, 0.1), epochs=2, batch_size=7)
+    train = features(np.arange(train_size) % 4, classes=4, seed=0, unanswered=(2,), ranks=ranks)
+    val = features(np.arange(val_size) % 4, classes=4, seed=1, clips=1, unanswered=(5,), ranks=ranks)
+    torch.manual_seed(0)
+    judge = AttentiveProbe(16, 4)
+    torch.nn.init.normal_(judge.classifier.weight)
+    return train_probes(train, val, config, device=CPU), predict(judge, val, ProbeConfig(), device=CPU)
+
+
+@pytest.mark.parametrize(("kind", "train_size", "val_size"), [("attentive", 101, 67), ("linear", 64, 33)])
+def test_any_number_of_ranks_trains_alike_and_judges_every_sample_once(
+    rank_pool: RankPool, kind: str, train_size: int, val_size: int
+) -> None:
+    """Sizes divide by neither 2 nor 3; the third rank has none of the 33 samples' blocks."""
+    alone, evidence = rank_pool.run(on_ranks, world=1, args=(kind, train_size, val_size))[0]
+    assert [(run.lr, run.weight_decay) for run in alone] == [(1e-3, 0.0), (1e-3, 0.1), (3e-3, 0.0), (3e-3, 0.1)]
+    for world in (2, 3):
+        for runs, found in rank_pool.run(on_ranks, world=world, args=(kind, train_size, val_size)):
+            assert runs == alone
+            assert np.allclose(found, evidence, atol=1e-6)
+            assert [scores.samples for run in runs for scores in run.epochs] == [val_size] * 8
+            assert (found.sum(axis=1) > 0.99).sum() == val_size - 1
+
+
+def test_samples_of_several_classes_are_learned_and_judged_by_average_precision() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((60, 3)) < 0.3
+    labels[~labels.any(axis=1), 0] = True
+    # Only the first class of a sample shows; that much can be learned.
+    labels[:, 1:] &= ~labels[:, :1]
+    train, val = features(labels, classes=3, seed=0), features(labels[:31], classes=3, seed=1)
+    run = train_probes(train, val, ProbeConfig(learning_rates=(3e-3,), epochs=4, batch_size=8), device=CPU)[0]
+    assert run.last.mean_ap is not None
+    assert run.last.mean_ap > 85
+    assert run.epochs[run.best_epoch - 1].mean_ap == max(scores.headline for scores in run.epochs)
+
+
+def test_the_best_epoch_and_the_selected_run_are_those_of_the_headline_score() -> None:
+    def scores(correct: int) -> Scores:
+        return Scores(samples=10, unanswered=0, correct1=correct, correct5=10)
+
+    early = ProbeRun(lr=1.0, weight_decay=0.0, epochs=(scores(9), scores(3)))
+    late = ProbeRun(lr=2.0, weight_decay=0.0, epochs=(scores(1), scores(5), scores(5)))
+    assert (early.best_epoch, early.best.top1, early.last.top1) == (1, 90.0, 30.0)
+    assert late.best_epoch == 2
+    assert select((early, late)) is late
+
+
+def test_linear_probe_sees_standardised_embeddings() -> None:
+    probe = LinearProbe(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0]), 2)
+    torch.nn.init.eye_(probe.classifier.weight)
+    assert torch.allclose(probe(torch.tensor([[5.0, 2.0]])), torch.tensor([[2.0, 0.0]]))
 
 
 def test_forward_is_the_published_formula() -> None:
@@ -122,7 +184,8 @@ def test_the_first_answer_is_nearly_uniform() -> None:
     [
         ({"learning_rates": ()}, "--lr"),
         ({"learning_rates": (0.0,)}, "--lr"),
-        ({"learning_rates": (1e-3, 1e-3)}, "each rate once"),
+        ({"learning_rates": (1e-3, 1e-3)}, "each value once"),
+        ({"weight_decays": (-0.1,)}, "--weight-decay"),
         ({"epochs": 0}, "--epochs is 0"),
         ({"batch_size": 0}, "--probe-batch-size is 0"),
     ],
@@ -134,5 +197,5 @@ def test_wrong_settings(changes: dict, message: str) -> None:
 
 def test_nothing_to_learn_from() -> None:
     broken = features(np.arange(2), classes=2, seed=0, unanswered=(0, 1))
-    with pytest.raises(ValueError, match="no training clip"):
-        evaluate(broken, broken, TOY, device="cpu")
+    with pytest.raises(ValueError, match="no training sample"):
+        train_probes(broken, broken, TOY, device=CPU)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import codec
-from eval.views import CodecPatches, UniformFrames, segment_centres, virtual_times
+from eval.views import CodecPatches, Picture, UniformFrames, segment_centres, virtual_times
 from megatron_ovenc.data.errors import BadSample
-from tests.data.samples import GRID, PATCH, SIDE, clip_bytes, coded_frames, decoded_place
+from tests.data.samples import GRID, PATCH, SIDE, clip_bytes, coded_frames, decoded_place, image_bytes
 
 
 def test_frames_and_times_of_the_published_example() -> None:
@@ -69,3 +69,23 @@ def test_wrong_sizes_and_damaged_clips() -> None:
     for view in (UniformFrames(size=28, patch_size=14), CodecPatches(size=28, patch_size=14)):
         with pytest.raises(BadSample):
             view(b"no video")
+
+
+def test_a_picture_is_shown_whole() -> None:
+    view = Picture(size=SIDE, patch_size=PATCH)(image_bytes(coded_frames(1)[0]))
+    assert np.array_equal(view.positions, [[0, row, col] for row in range(GRID) for col in range(GRID)])
+    assert np.array_equal(decoded_place(view.patches, 1)[:, 1:], view.positions[:, 1:])
+
+
+def test_a_part_of_a_clip_is_seen_as_if_it_were_all() -> None:
+    """The codec's positions count from the part's first frame, and what moved before that frame plays no role."""
+    content, part = clip_bytes(coded_frames(40), gop=10), range(25, 40)
+    uniform = UniformFrames(size=SIDE, patch_size=PATCH, frames=4)(content, part)
+    expected = (25 + segment_centres(15, 4)).repeat(GRID**2)
+    assert decoded_place(uniform.patches, 40)[:, 0].tolist() == expected.tolist()
+    view = CodecPatches(size=SIDE, patch_size=PATCH, tokens=20, i_frames="free")(content, part)
+    assert decoded_place(view.patches, 40)[:, 0].tolist() == (25 + view.positions[:, 0]).tolist()
+    signals = list(codec.signals(content))[25:]
+    levels = np.rint(codec.saliency(signals, (GRID, GRID)) * 255).astype(np.uint8)
+    types = "".join(frame.type for frame in signals)
+    assert np.array_equal(view.positions, codec.select(levels, 20, "free", frame_types=types))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-DEFAULT_SIZE = 224
+from eval.other_encoders import load_vision_model, pooled_output
 
 
 class FrameEncoder:
@@ -53,19 +49,12 @@ class FrameEncoder:
         Raises:
             ValueError: transformers cannot load it, or it is no vision model.
         """
-        try:
-            model = AutoModel.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f"{directory} cannot be loaded by transformers: {error}") from error
-        processor: dict[str, Any] = {}
-        saved = directory / "preprocessor_config.json"
-        if saved.exists():
-            processor = json.loads(saved.read_text(encoding="utf-8"))
+        vision = load_vision_model(directory)
         return cls(
-            getattr(model, "vision_model", model),
-            size=size or _image_size(model.config),
-            mean=processor.get("image_mean", OPENAI_CLIP_MEAN),
-            std=processor.get("image_std", OPENAI_CLIP_STD),
+            vision.model,
+            size=size or vision.image_size,
+            mean=vision.mean,
+            std=vision.std,
             device=device,
         )
 
@@ -83,18 +72,4 @@ class FrameEncoder:
         """Of all frames of all samples: float32 [frames, F]."""
         pixels = torch.from_numpy(np.concatenate(samples)).to(self._device).permute(0, 3, 1, 2)
         output = self._model(pixel_values=(pixels.float() / 255 - self._mean) / self._std)
-        return _pooled(output).float().cpu()
-
-
-def _pooled(output: Any) -> Tensor:
-    """One vector a picture: what the model pools, or the mean of its tokens or feature map."""
-    pooled = getattr(output, "pooler_output", None)
-    if pooled is not None:
-        return pooled.flatten(1)
-    last = output.last_hidden_state
-    return last.mean(dim=1) if last.ndim == 3 else last.flatten(2).mean(dim=2)
-
-
-def _image_size(config: Any) -> int:
-    size = getattr(getattr(config, "vision_config", config), "image_size", DEFAULT_SIZE)
-    return size if isinstance(size, int) else size[0]
+        return pooled_output(output).float().cpu()
