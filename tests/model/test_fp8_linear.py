@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
 from megatron_ovenc.model.encoder import Encoder
+from megatron_ovenc.model import fp8_linear as module
 from megatron_ovenc.model.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_linear, quantize
 from megatron_ovenc.model.layer_specs import transformer_config
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values
@@ -204,8 +205,8 @@ def test_first_and_last_blocks_and_the_rest_stay_out_of_fp8(rank_pool: RankPool)
 
 
 def product_shapes(topology: Topology, tokens: int) -> list[tuple[int, ...]]:
-    """Shapes of all operands that reach `_scaled_mm` in forward and backward of a layer."""
-    seen, original = [], torch._scaled_mm
+    """Shapes of all operands of products in forward and backward of a layer; a GPU's reach `_scaled_mm` alike."""
+    seen, original = [], module.scaled_mm_on_cpu
 
     def spy(left: torch.Tensor, right: torch.Tensor, **options: Any) -> torch.Tensor:
         # cuBLAS's rules, which the CPU does not enforce.
@@ -215,11 +216,11 @@ def product_shapes(topology: Topology, tokens: int) -> list[tuple[int, ...]]:
         seen.extend([tuple(left.shape), tuple(right.shape)])
         return original(left, right, **options)
 
-    torch._scaled_mm = spy  # type: ignore[assignment]
+    module.scaled_mm_on_cpu = spy  # type: ignore[assignment]
     try:
         products(topology, tokens)
     finally:
-        torch._scaled_mm = original
+        module.scaled_mm_on_cpu = original
     return seen
 
 
@@ -227,3 +228,14 @@ def test_products_have_the_shapes_that_cublas_takes(rank_pool: RankPool) -> None
     shapes = rank_pool.run(product_shapes, world=1, args=(37,))[0]
     assert len(shapes) == 6
     assert all(size % 16 == 0 for shape in shapes for size in shape), shapes
+
+
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("left", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_cpu_products_are_those_of_scaled_mm(left: torch.dtype, out: torch.dtype) -> None:
+    a, b = (normal(32, 48, seed=1) * 50).to(left), (normal(16, 48, seed=2) * 50).to(torch.float8_e4m3fn)
+    options = {"scale_a": torch.tensor(0.3), "scale_b": torch.tensor(0.07), "out_dtype": out, "use_fast_accum": False}
+    ours, expected = module.scaled_mm_on_cpu(a, b.t(), **options), torch._scaled_mm(a, b.t(), **options)
+    assert ours.dtype == out
+    tolerance = 1e-6 if out == torch.float32 else 2**-7  # sums in another order; bf16 may round the other way
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=1e-3)
