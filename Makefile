@@ -15,13 +15,16 @@ RUN := . $(VENV)/bin/activate &&
 TF4 := .cache/transformers4
 TF4_PACKAGES := "transformers==4.57.6" "huggingface-hub<1" "tokenizers>=0.22,<0.23" requests urllib3 charset-normalizer certifi
 
+# A core each. Tests of several ranks start up to four processes besides.
+TEST_PROCESSES ?= 2
+
 .PHONY: demo test test-hf4 test-multinode test-multinode-all bench lint install schema clean gpu-check gpu-bench
 
 demo: $(VENV)/installed
 	$(RUN) python -m tools.demo --output output/demo
 
 test: $(VENV)/installed test-hf4
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest --disable-warnings --durations=8
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest --disable-warnings --durations=8 -n $(TEST_PROCESSES) --dist loadfile
 
 test-hf4: $(TF4)/installed
 	$(RUN) OMP_NUM_THREADS=1 PYTHONPATH=$(TF4) python -m pytest --disable-warnings tests/onevision_encoder
