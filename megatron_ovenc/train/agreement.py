@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -12,7 +14,7 @@ from megatron_ovenc.parallel.topology import Topology
 
 def agree(
     topology: Topology, shared: Mapping[str, float], own: Sequence[float] = ()
-) -> tuple[dict[str, float], torch.Tensor]:
+) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
     """Collective over the world; the same result on every rank, so that none stops or skips a step by itself.
 
     Args:
@@ -22,9 +24,9 @@ def agree(
     Returns:
         The sums, and float64 [ranks, len(own)].
     """
-    table = torch.zeros(topology.world, len(own), dtype=torch.float64)
-    table[topology.rank] = torch.tensor(own, dtype=torch.float64)
-    numbers = torch.cat([torch.tensor(list(shared.values()), dtype=torch.float64), table.flatten()])
-    dist.all_reduce(numbers, group=topology.host_group)  # over all ranks, on the host
-    sums, table = numbers[: len(shared)], numbers[len(shared) :].view_as(table)
+    table = np.zeros((topology.world, len(own)))
+    table[topology.rank] = own
+    numbers = np.concatenate([list(shared.values()), table.ravel()])
+    dist.all_reduce(torch.from_numpy(numbers), group=topology.host_group)  # over all ranks, on the host, in place
+    sums, table = numbers[: len(shared)], numbers[len(shared) :].reshape(table.shape)
     return dict(zip(shared, sums.tolist(), strict=True)), table

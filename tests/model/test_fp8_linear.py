@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_ovenc.config import ModelConfig, ParallelConfig
-from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model import fp8_linear as module
+from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.model.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_linear, quantize
 from megatron_ovenc.model.layer_specs import transformer_config
 from megatron_ovenc.model.parameters import fill_parameters, parameter_layouts, random_values

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_ovenc.config import BankConfig, HeadConfig, RunConfig, SourceConfig, TrainConfig, dump, parse
+from megatron_ovenc.config import (
+    BankConfig,
+    CheckpointConfig,
+    HeadConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+    dump,
+    parse,
+)
 from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint import Checkpointer
 from megatron_ovenc.train.weights import read_weights
@@ -31,7 +40,9 @@ def run(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RunConfig(run_dir="r", model=model, heads=heads, train=TrainConfig(steps=10))
     with solo_topology() as topology:
         encoder = build_encoder(model, published, "golden", topology)
-        writer = Checkpointer(directory / "checkpoints", keep_last=0, asynchronous=False, config_text=dump(config))
+        writer = Checkpointer(
+            directory / "checkpoints", CheckpointConfig(keep_last=0, asynchronous=False), dump(config)
+        )
         named = encoder.named_parameters()
         writer.save({f"encoder.{name}": Rectangle.of(p, p.shape, [0] * p.dim()) for name, p in named}, {"step": 3})
     lines = [{"step": step, "loss/page": 9.0 - step, "loss/clip": 8.5, "lr": 0.1} for step in range(1, 6)]

@@ -197,7 +197,7 @@ def test_lines_that_a_full_disk_swallows_do_not_spoil_later_ones(tmp_path: Path)
 
 def numbers_of(step: int) -> StepMetrics:
     whole = {"samples": 8, "tokens": 64, "memory_bytes": 1, "bad_samples": 0, "flops": 1.0, "lr": 0.1, "seconds": 1.0}
-    parts = {"losses": {"image": 1.0}, "grad_norms": {}, "phases": {}, "banks": {}, "checkpoint": {}}
+    parts = {"losses": {"image": 1.0}, "grad_norms": {}, "phases": {}, "banks": {}, "checkpoint": {}, "examined": {}}
     waits = {"data_wait_s": 0.0, "data_max_s": 0.0, "own_s": [0.1, 0.3]}
     return StepMetrics(step=step, skipped=False, **whole, **parts, **waits)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_ovenc.config import (
     BankConfig,
@@ -107,6 +108,7 @@ def continued(topology: Topology, run: RunConfig) -> tuple[int, float, list[str]
     with assemble(run, topology, {"image": noisy_classes(STEPS + 8, topology)}) as trainer:
         start, names = trainer.state.step, sorted(trainer.state.tensors())
         trainer.step()
+        dist.barrier(group=topology.host_group)  # all ranks: the main one has written its line
     return start, losses(Path(run.run_dir))[-1], names
 
 
