@@ -3,7 +3,8 @@
 FSDP refuses to run on the meta device, so its habits are followed here (torch 2.8 - 2.13, `_fsdp_param_group.py` and
 `_fsdp_collectives.py`); `tests/tools/test_plan.py` compares with what it really takes. A unit is a block, or all that is in none.
 
-    forward    a unit's weights are gathered into one flat buffer, which lives until the next unit's are, and copied out of it
+    forward    a unit's weights are gathered into one flat buffer, which lives until the next unit's are, and copied out of it;
+               in backward the same, but the buffer of the unit that comes next is there ahead
     backward   a unit's gradients are added up in fp32 (in all backward passes but the last), or copied into one flat fp32 buffer,
                which lives until the next unit's, and reduced into shards
 """
@@ -40,6 +41,7 @@ class ShardingOnShapes:
         self._zero, self._trace = parallel.zero, trace
         self._shards = 1 if parallel.zero == 0 else data
         self._gathered: dict[int, torch.Tensor] = {}
+        self._fetched: dict[int, torch.Tensor] = {}
         self._sums: dict[int, torch.Tensor] = {}
         self._shard_gradients: list[torch.Tensor] = []
         self._flat_weights: torch.Tensor | None = None
@@ -66,14 +68,19 @@ class ShardingOnShapes:
         self._gathered.clear()
 
     def _gather(self, index: int) -> None:
-        if index in self._gathered:
-            return
-        unit = self._units[index]
+        """In forward: what was gathered is copied, and kept until the next unit's is."""
+        if index not in self._gathered:
+            flat = self._fetch(index)
+            self._gathered[index] = self._copy(index)
+            self._flat_weights = flat
+
+    def _fetch(self, index: int) -> torch.Tensor:
         with self._trace.purpose(BUFFERS):
-            flat = _flat(unit, unit[0].dtype)
+            return _flat(self._units[index], self._units[index][0].dtype)
+
+    def _copy(self, index: int) -> torch.Tensor:
         with self._trace.purpose(WEIGHTS):
-            self._gathered[index] = _flat(unit, unit[0].dtype)
-        self._flat_weights = flat
+            return _flat(self._units[index], self._units[index][0].dtype)
 
     def _after_forward(self, index: int, module: Any, inputs: Any, output: Any) -> None:
         if self._zero == 3:
@@ -82,9 +89,16 @@ class ShardingOnShapes:
         hidden.register_hook(lambda gradient: self._before_backward(index))
 
     def _before_backward(self, index: int) -> None:
-        self._gather(index)
-        if index > 1:
-            self._gather(index - 1)  # fetched ahead
+        """In backward: a copy frees what was gathered, and the unit before is fetched ahead, to be copied later."""
+        if index not in self._gathered:
+            fetched = self._fetched.pop(index, None)
+            if fetched is None:
+                fetched = self._fetch(index)
+            self._gathered[index] = self._copy(index)
+            del fetched
+        self._flat_weights = None
+        if index > 1 and index - 1 not in self._gathered:
+            self._fetched[index - 1] = self._fetch(index - 1)
 
     def _after_gradient(self, index: int, parameter: torch.Tensor) -> None:
         self._waiting[index] -= 1
