@@ -12,6 +12,7 @@ from onevision_encoder import (
     OneVisionEncoderConfig,
     OneVisionEncoderImageProcessor,
     OneVisionEncoderModel,
+    OneVisionEncoderVideoProcessor,
     save_for_hub,
 )
 from tests.data.samples import PATCH, SIDE, clip_bytes, coded_frames
@@ -37,7 +38,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     processor = OneVisionEncoderImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4])
-    return save_for_hub(model, processor, tmp_path_factory.mktemp("model"))
+    return save_for_hub(model, processor, OneVisionEncoderVideoProcessor(), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")

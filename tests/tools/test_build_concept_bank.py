@@ -17,6 +17,7 @@ from onevision_encoder import (
     OneVisionEncoderConfig,
     OneVisionEncoderImageProcessor,
     OneVisionEncoderModel,
+    OneVisionEncoderVideoProcessor,
     save_for_hub,
 )
 from tests.codec.clips import encode, moving_square, panning, texture
@@ -274,7 +275,10 @@ def our_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, image_size=28
     )
     return save_for_hub(
-        OneVisionEncoderModel(config), OneVisionEncoderImageProcessor(), tmp_path_factory.mktemp("ours")
+        OneVisionEncoderModel(config),
+        OneVisionEncoderImageProcessor(),
+        OneVisionEncoderVideoProcessor(),
+        tmp_path_factory.mktemp("ours"),
     )
 
 
