@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -72,11 +73,16 @@ def test_batches_stack_where_lengths_agree(clips: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("sampling", ["codec", "uniform"])
-@pytest.mark.parametrize("kind", ["missing", "text", "truncated", "damaged"])
+@pytest.mark.parametrize("kind", ["missing", "text", "truncated", "ends early", "damaged"])
 def test_unreadable_files_are_named(clips: dict[str, Path], tmp_path: Path, sampling: str, kind: str) -> None:
     path, content = tmp_path / "broken.mp4", bytearray(clips["long"].read_bytes())
     if kind == "truncated":
         path.write_bytes(content[: len(content) * 2 // 3])
+    elif kind == "ends early":  # exactly between two frames: nothing is damaged, there is only less than the index says
+        with av.open(str(clips["long"])) as container:
+            position = list(container.demux(video=0))[40].pos
+        assert position is not None
+        path.write_bytes(content[:position])
     elif kind == "damaged":
         middle = len(content) * 3 // 4
         content[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
