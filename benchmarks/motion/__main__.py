@@ -1,0 +1,105 @@
+"""Codec selection, uniform frames and three more ways to spend a budget of patches, on motion that appearance does not tell.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.motion --write
+
+Renders and encodes clips, lets every selector choose its patches, trains the same encoder on each choice, budget and seed, and
+prints tables. What is finished lies under --output; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.machine import machine
+from benchmarks.motion.clips import ClipSet
+from benchmarks.motion.page import plot, tables
+from benchmarks.motion.results import Cell, Result, ResultFile, Settings
+from benchmarks.motion.selectors import BUDGETS, SELECTORS
+from benchmarks.motion.training import Recipe, train
+from codec.bench.report import write
+from codec.bench.speed import ffmpeg_version
+from tools.solo import solo_topology
+
+PAGE = Path("benchmarks/motion.md")
+
+
+def measure(settings: Settings, seeds: int, output: Path, processes: int) -> ResultFile:
+    """Train what is not trained yet; a seed is completed before the next begins.
+
+    Raises:
+        ValueError: `output` holds clips or results of other settings.
+    """
+    file = ResultFile(output / "results.jsonl", settings)
+    training = ClipSet(output / "train.safetensors", "train", settings.train_clips, processes)
+    held_out = ClipSet(output / "val.safetensors", "val", settings.val_clips, processes)
+    cells = [
+        Cell(selector=selector, budget=budget, seed=seed)
+        for seed, budget, selector in itertools.product(range(seeds), BUDGETS, SELECTORS)
+    ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress, solo_topology() as topology:
+        trainings = progress.add_task("trainings", total=len(cells))
+        steps = progress.add_task("steps", total=settings.recipe.steps)
+        for cell in cells:
+            if not file.has(cell):
+                progress.reset(steps, description=f"{cell.selector}, {cell.budget} patches, seed {cell.seed}")
+                begin = time.process_time()
+                accuracy = train(
+                    training.views(cell.selector, cell.budget),
+                    held_out.views(cell.selector, cell.budget),
+                    settings.recipe,
+                    seed=cell.seed,
+                    topology=topology,
+                    on_step=lambda: progress.advance(steps),
+                )
+                file.add(Result(cell=cell, accuracy=accuracy, seconds=time.process_time() - begin))
+            progress.advance(trainings)
+    return file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.motion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/motion"), help="clips and results")
+    parser.add_argument("--train-clips", type=int, default=1024)
+    parser.add_argument("--val-clips", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1, help="that render and encode clips")
+    parser.add_argument("--write", action="store_true", help=f"write the tables to {PAGE} and the plot beside it")
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        recipe=Recipe(steps=options.steps), train_clips=options.train_clips, val_clips=options.val_clips
+    )
+    try:
+        file = measure(settings, options.seeds, options.output, options.processes)
+    except ValueError as error:
+        print(f"motion: {error}", file=sys.stderr)
+        return 2
+    minutes = sum(result.seconds for result in file.results) / 60
+    lines = [
+        f"`python -m benchmarks.motion --write` on {machine()}, PyAV {av.__version__}, libavcodec {ffmpeg_version()}: "
+        f"{options.seeds} seeds, {options.steps} steps, {minutes:.0f} minutes of one core for all trainings.",
+        "",
+        *tables(file.results),
+    ]
+    print("\n".join(lines))
+    if options.write:
+        plot(file.results, PAGE.with_suffix(".png"))
+        write(PAGE, "results", lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
