@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import av
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import machine
-from benchmarks.motion.clips import ClipSet
+from benchmarks.motion.clips import PROGRESS, ClipSet
 from benchmarks.motion.page import plot, tables
 from benchmarks.motion.results import Cell, Result, ResultFile, Settings
-from benchmarks.motion.selectors import BUDGETS, SELECTORS
+from benchmarks.motion.selectors import SELECTORS
 from benchmarks.motion.training import Recipe, train
 from codec.bench.report import write
 from codec.bench.speed import ffmpeg_version
@@ -41,21 +40,18 @@ def measure(settings: Settings, seeds: int, output: Path, processes: int) -> Res
     file = ResultFile(output / "results.jsonl", settings)
     training = ClipSet(output / "train.safetensors", "train", settings.train_clips, processes)
     held_out = ClipSet(output / "val.safetensors", "val", settings.val_clips, processes)
-    cells = [
-        Cell(selector=selector, budget=budget, seed=seed)
-        for seed, budget, selector in itertools.product(range(seeds), BUDGETS, SELECTORS)
-    ]
+    cells = [Cell(selector=selector, seed=seed) for seed, selector in itertools.product(range(seeds), SELECTORS)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress, solo_topology() as topology:
+    with Progress(*columns, console=PROGRESS) as progress, solo_topology() as topology:
         trainings = progress.add_task("trainings", total=len(cells))
         steps = progress.add_task("steps", total=settings.recipe.steps)
         for cell in cells:
             if not file.has(cell):
-                progress.reset(steps, description=f"{cell.selector}, {cell.budget} patches, seed {cell.seed}")
+                progress.reset(steps, description=f"{cell.selector}, seed {cell.seed}")
                 begin = time.process_time()
                 accuracy = train(
-                    training.views(cell.selector, cell.budget),
-                    held_out.views(cell.selector, cell.budget),
+                    training.views(cell.selector),
+                    held_out.views(cell.selector),
                     settings.recipe,
                     seed=cell.seed,
                     topology=topology,
@@ -72,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.motion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/motion"), help="clips and results")
-    parser.add_argument("--train-clips", type=int, default=1024)
-    parser.add_argument("--val-clips", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each training")
+    parser.add_argument("--train-clips", type=int, default=648)
+    parser.add_argument("--val-clips", type=int, default=264)
+    parser.add_argument("--steps", type=int, default=480, help="optimizer steps of each training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="that render and encode clips")
     parser.add_argument("--write", action="store_true", help=f"write the tables to {PAGE} and the plot beside it")

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.motion.scenes import FRAMES, Scene
 from benchmarks.motion.selectors import BUDGETS, PATCH_SIZE, PATCHES, SELECTORS, Clip
-from codec.processes import process_pool
+from eval.workers import ordered_map
+from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.order import generator
 from megatron_ovenc.data.views import cut
+
+PROGRESS = Console(stderr=True)
+"""Where progress is shown: standard output is for the tables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,12 +51,13 @@ class ClipSet:
             ValueError: the file holds another number of clips.
         """
         if not path.exists():
-            with process_pool(processes) as pool:
-                scenes = [Scene(split=split, number=number) for number in range(count)]
-                made = list(track(pool.map(_take, scenes, chunksize=8), f"{split} clips", total=count))
+            scenes = [Scene(split=split, number=number) for number in range(count)]
+            taken = track(ordered_map(_take, scenes, processes), f"{split} clips", total=count, console=PROGRESS)
+            made = [_sound(clip) for clip in taken]
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".tmp")
-            save_file({name: np.stack([clip[name] for clip in made]) for name in made[0]}, partial)
+            # In C order: safetensors writes an array's memory as it lies.
+            save_file({name: np.ascontiguousarray([clip[name] for clip in made]) for name in made[0]}, partial)
             partial.rename(path)
         self._arrays = load_file(path)
         if len(self._arrays["labels"]) != count:
@@ -59,8 +65,11 @@ class ClipSet:
                 f"{path} holds {len(self._arrays['labels'])} clips, not {count}: name another --output, or delete it"
             )
 
-    def views(self, selector: str, budget: int) -> Views:
-        """What one selector shows of all clips."""
+    def views(self, selector: str) -> dict[int, Views]:
+        """What one selector shows of all clips, by budget."""
+        return {budget: self._views(selector, budget) for budget in BUDGETS}
+
+    def _views(self, selector: str, budget: int) -> Views:
         pixels, positions = self._arrays["pixels"], self._arrays[f"{selector}/{budget}"].astype(np.int32)
         count = len(pixels)
         t, row, col = positions.reshape(-1, 3).T
@@ -77,6 +86,12 @@ class ClipSet:
         """Mean share of patches that run-length tokenisation would keep without a budget, by camera."""
         share, panning = self._arrays["kept"], self._arrays["panning"]
         return {"still": float(share[~panning].mean()), "panning": float(share[panning].mean())}
+
+
+def _sound(clip: dict[str, np.ndarray] | BadSample) -> dict[str, np.ndarray]:
+    if isinstance(clip, BadSample):
+        raise clip
+    return clip
 
 
 def _take(scene: Scene) -> dict[str, np.ndarray]:

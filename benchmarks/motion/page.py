@@ -16,8 +16,8 @@ from benchmarks.motion.scenes import CLASSES, DIRECTIONS, FRAMES, SPEEDS
 from benchmarks.motion.selectors import BUDGETS, PATCHES, SELECTORS
 
 _PANELS = {
-    "overall": ("direction and speed", 100 / len(CLASSES)),
-    "direction": ("direction alone", 100 / len(DIRECTIONS)),
+    "overall": ("axis and speed", 100 / len(CLASSES)),
+    "direction": ("axis alone", 100 / len(DIRECTIONS)),
     "speed": ("speed alone", 100 / len(SPEEDS)),
 }
 """Measure -> title and chance."""
@@ -29,8 +29,8 @@ def tables(results: Sequence[Result]) -> list[str]:
     lines += _table(results, "overall")
     lines += ["", "Codec minus uniform frames of the same seed, in points:", "", *_differences(results)]
     for measure, text in (
-        ("direction", "Direction alone (chance 25 %)"),
-        ("speed", "Speed alone (chance 50 %)"),
+        ("direction", f"Axis alone (chance {100 / len(DIRECTIONS):.0f} %)"),
+        ("speed", f"Speed alone (chance {100 / len(SPEEDS):.0f} %)"),
         ("still", "Both, clips of a still camera"),
         ("panning", "Both, clips of a panning camera"),
     ):

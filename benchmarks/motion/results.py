@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,8 +26,6 @@ class Cell:
     """One training."""
 
     selector: str
-    budget: int
-    """Patches of a clip."""
     seed: int
 
 
@@ -36,7 +34,8 @@ class Result:
     """What came of it."""
 
     cell: Cell
-    accuracy: Accuracy
+    accuracy: Mapping[int, Accuracy]
+    """By budget, in patches of a clip."""
     seconds: float
     """Of processor time."""
 
@@ -55,12 +54,14 @@ class ResultFile:
         for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
             try:
                 row = json.loads(line)
-                result = Result(cell=Cell(**row["cell"]), accuracy=Accuracy(**row["accuracy"]), seconds=row["seconds"])
+                accuracy = {int(budget): Accuracy(**values) for budget, values in row["accuracy"].items()}
+                result = Result(cell=Cell(**row["cell"]), accuracy=accuracy, seconds=row["seconds"])
+                theirs = row["settings"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}, is damaged: delete the line, and run again") from error
-            if row["settings"] != self._settings:
+            if theirs != self._settings:
                 raise ValueError(
-                    f"{path} holds results of {row['settings']}, not of {self._settings}: name another --output"
+                    f"{path} holds results of {theirs}, not of {self._settings}: name another --output, or delete it"
                 )
             self.results.append(result)
 
@@ -79,8 +80,8 @@ class ResultFile:
 def by_seed(results: Sequence[Result], selector: str, budget: int, measure: str) -> np.ndarray:
     """A measure of one selector at one budget, in percent, in order of the seeds; empty if not trained."""
     found = {
-        result.cell.seed: getattr(result.accuracy, measure)
+        result.cell.seed: getattr(result.accuracy[budget], measure)
         for result in results
-        if (result.cell.selector, result.cell.budget) == (selector, budget)
+        if result.cell.selector == selector
     }
     return np.array([found[seed] for seed in sorted(found)])

@@ -44,7 +44,11 @@ class Clip:
         return cls(pixels=pixels, sidecar=codec.analyse(content, GRID), rng=rng)
 
     def changes(self, scale: np.ndarray) -> np.ndarray:
-        """Mean of |pixel - the one of the frame before| / scale [3] over each patch: float32 [FRAMES, *GRID], 0 in the first frame."""
+        """How much each patch differs from the one before it at its place: float32 [FRAMES, *GRID], 0 in the first frame.
+
+        Args:
+            scale: [3], grey levels of each channel that count as 1 in the mean absolute difference.
+        """
         differences = abs(np.diff(self.pixels.astype(np.float32), axis=0, prepend=self.pixels[:1])) / scale
         rows, cols = GRID
         blocks = differences.reshape(FRAMES, rows, PATCH_SIZE, cols, PATCH_SIZE, 3)

@@ -1,12 +1,13 @@
 """One training: this project's encoder and a linear classifier, from random weights, on what one selector shows.
 
-Every selector, budget and seed is trained by the same recipe. Turning and mirroring a clip turns its direction with it: each
-clip of a batch is shown in one of the eight symmetries of the square, drawn anew.
+Every selector and seed is trained by the same recipe. Budgets take turns, a step each, and the one model that comes of it is
+judged at all of them, as the paper judges its one encoder. Transposing a clip swaps the axes of motion: each clip of a batch
+is shown in one of the eight symmetries of the square, drawn anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ class Recipe:
     """How long, and how."""
 
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps, of all budgets together."""
     batch_size: int = 16
     """Clips a step."""
     lr: float = 2e-3
@@ -66,32 +67,46 @@ class Accuracy:
 
 
 def train(
-    views: Views,
-    held_out: Views,
+    views: Mapping[int, Views],
+    held_out: Mapping[int, Views],
     recipe: Recipe,
     *,
     seed: int,
     topology: Topology,
     on_step: Callable[[], object] = lambda: None,
-) -> Accuracy:
-    """Train on `views`, judge on `held_out` after the last step. The seed decides weights, order and symmetries."""
+) -> dict[int, Accuracy]:
+    """Train one model, and judge it after the last step.
+
+    Args:
+        views: training clips by budget.
+        held_out: other clips, by the same budgets.
+        recipe: how to train.
+        seed: of weights, order and symmetries.
+        topology: of this process alone.
+        on_step: called after each step.
+
+    Returns:
+        Accuracy on the held-out clips by budget.
+    """
     classifier = Classifier(seed, topology)
     parameters = list(classifier.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     schedule = Schedule(ScheduleConfig(kind="cosine", warmup_steps=recipe.warmup_steps), recipe.lr, recipe.steps)
     rng = np.random.default_rng(seed)
+    budgets = sorted(views)
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule(step + 1)
-        rows = rng.choice(len(views.labels), recipe.batch_size, replace=False)
-        patches, positions, labels = in_a_symmetry(views.patches[rows], views.positions[rows], views.labels[rows], rng)
+        shown = views[budgets[step % len(budgets)]]
+        rows = rng.choice(len(shown.labels), recipe.batch_size, replace=False)
+        patches, positions, labels = in_a_symmetry(shown.patches[rows], shown.positions[rows], shown.labels[rows], rng)
         loss = F.cross_entropy(classifier(patches, positions), torch.from_numpy(labels))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         on_step()
-    return judge(classifier.predict(held_out), held_out)
+    return {budget: judge(classifier.predict(shown), shown) for budget, shown in held_out.items()}
 
 
 class Classifier(torch.nn.Module):
@@ -146,14 +161,13 @@ def in_a_symmetry(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mirror and transpose each clip or not, its label with it; shapes as in `Views`."""
     patches, positions, directions = patches.copy(), positions.copy(), labels // len(SPEEDS)
-    # Directions are right, down, left, up: 0, 1, 2, 3. Rows and columns are axes 1, 2 of positions, 3, 4 of patches.
-    for axis, mirrored in ((1, (0, 3, 2, 1)), (2, (2, 1, 0, 3))):
+    # Rows and columns are axes 1, 2 of positions and 3, 4 of patches. A mirrored axis of motion stays what it is.
+    for axis in (1, 2):
         chosen = rng.random(len(labels)) < 0.5
         patches[chosen] = np.flip(patches[chosen], axis + 2)
         positions[chosen, :, axis] = GRID[axis - 1] - 1 - positions[chosen, :, axis]
-        directions[chosen] = np.take(mirrored, directions[chosen])
     chosen = rng.random(len(labels)) < 0.5
     patches[chosen] = patches[chosen].swapaxes(3, 4)
     positions[chosen] = positions[chosen][..., [0, 2, 1]]
-    directions[chosen] = np.take((1, 0, 3, 2), directions[chosen])
+    directions[chosen] = 1 - directions[chosen]
     return patches, positions, directions * len(SPEEDS) + labels % len(SPEEDS)
