@@ -105,7 +105,7 @@ def _take(scene: Scene) -> dict[str, np.ndarray]:
     }
     return row | {
         "pixels": clip.pixels,
-        "labels": np.int64(scene.label)[()],
+        "labels": np.int64(scene.label),
         "panning": np.bool_(scene.panning),
         "kept": clip.not_static().mean(dtype=np.float32),
     }
