@@ -106,7 +106,7 @@ def texture(rng: np.random.Generator, side: int) -> npt.NDArray[np.float32]:
 
 
 def encode(pictures: Iterator[npt.NDArray[np.uint8]], encoder: str, options: dict[str, str]) -> bytes:
-    """Grey pictures [H, W] as a Matroska file, encoded on one thread.
+    """Pictures of one size, grey [H, W] or RGB [H, W, 3], as a Matroska file, encoded on one thread.
 
     x264 does not always give the same file twice (its macroblock tree, with noise and B frames): recall varies by some tenths of a
     percent from run to run.
@@ -116,9 +116,12 @@ def encode(pictures: Iterator[npt.NDArray[np.uint8]], encoder: str, options: dic
         stream = output.add_stream(encoder, rate=25, options=options)
         assert isinstance(stream, VideoStream)
         stream.codec_context.thread_count = 1
-        stream.width, stream.height, stream.pix_fmt, stream.time_base = WIDTH, HEIGHT, "yuv420p", Fraction(1, 25)
-        for t, grey in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(grey, format="gray").reformat(format="yuv420p")
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, 25)
+        for t, picture in enumerate(pictures):
+            source = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
+            if t == 0:
+                stream.width, stream.height = source.width, source.height
+            frame = source.reformat(format="yuv420p")
             frame.pts = t
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
