@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.motion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/motion"), help="clips and results")
-    parser.add_argument("--train-clips", type=int, default=648)
+    parser.add_argument("--train-clips", type=int, default=1008)
     parser.add_argument("--val-clips", type=int, default=264)
-    parser.add_argument("--steps", type=int, default=480, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps of each training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="that render and encode clips")
     parser.add_argument("--write", action="store_true", help=f"write the tables to {PAGE} and the plot beside it")
