@@ -1,4 +1,4 @@
-"""A task that needs no files: pictures of a few classes under noise, drawn by step number."""
+"""Batches that need no files: pictures of a few classes under noise, drawn by step number."""
 
 from __future__ import annotations
 
@@ -11,10 +11,28 @@ from megatron_ovenc.data.batch import PatchBatch
 CLASSES = 24
 
 
-class NoisyClasses:
-    """Batches for one rank: every class has a pattern, a sample is its pattern under noise, ragged in tokens on request."""
+class MemorySource:
+    """What a batch source without files, workers or bad samples has to say of itself."""
 
     bad_samples = 0
+    position = 0
+    """Batches taken."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.position = state["position"]
+
+    def take_wait(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+class NoisyClasses(MemorySource):
+    """Batches for one rank: every class has a pattern, a sample is its pattern under noise, ragged in tokens on request."""
 
     def __init__(self, samples: int, grid: tuple[int, int], patch: int, *, ragged: bool = False) -> None:
         """
@@ -24,7 +42,7 @@ class NoisyClasses:
             patch: side of a patch in pixels.
             ragged: samples lose up to half of their patches.
         """
-        self.samples, self.grid, self.ragged, self.position = samples, grid, ragged, 0
+        self.samples, self.grid, self.ragged = samples, grid, ragged
         generator = torch.Generator().manual_seed(0)
         self.patterns = torch.randn(CLASSES, grid[0] * grid[1], 3 * patch**2, generator=generator)
 
@@ -51,15 +69,3 @@ class NoisyClasses:
             labels=labels,
             sample_ids=tuple(f"{self.position}/{i}" for i in range(self.samples)),
         )
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.position = state["position"]
-
-    def take_wait(self) -> float:
-        return 0.0
-
-    def close(self) -> None:
-        pass

@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from megatron_ovenc.data.shards import ShardSet
+from tools.arguments import positive
 from tools.bank.features import FeatureStore, extract
 from tools.bank.spaces import DESCRIPTOR, open_space
 
@@ -210,20 +211,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--shards", nargs="+", required=True, metavar="PATTERN", help="tar shards, in this order")
     parser.add_argument("--output", type=Path, required=True, help="directory for features, centres and report")
-    parser.add_argument("--concepts", type=_positive, required=True, metavar="C", help="number of centres")
+    parser.add_argument("--concepts", type=positive, required=True, metavar="C", help="number of centres")
     parser.add_argument("--kind", choices=("image", "video"), required=True, help="what the shards hold")
     parser.add_argument("--features", default=DESCRIPTOR, metavar="NAME", help="descriptor (default) or hf:DIRECTORY")
-    parser.add_argument("--frames", type=_positive, default=8, help="frames of a clip that a model sees (hf:)")
+    parser.add_argument("--frames", type=positive, default=8, help="frames of a clip that a model sees (hf:)")
     parser.add_argument(
         "--pool",
         choices=("mean", "concat"),
         default="mean",
         help="features of a clip's frames (hf:): their mean, or one after the other, each of unit length",
     )
-    parser.add_argument("--size", type=_positive, help="side in pixels that a model sees (hf:); default: its own")
-    parser.add_argument("--labels", type=_positive, default=10, metavar="L", help="nearest centres kept as labels")
+    parser.add_argument("--size", type=positive, help="side in pixels that a model sees (hf:); default: its own")
+    parser.add_argument("--labels", type=positive, default=10, metavar="L", help="nearest centres kept as labels")
     parser.add_argument("--overwrite-labels", action="store_true", help="replace labels that shards have already")
-    parser.add_argument("--iterations", type=_positive, default=ITERATIONS, help="most rounds of k-means")
+    parser.add_argument("--iterations", type=positive, default=ITERATIONS, help="most rounds of k-means")
     parser.add_argument(
         "--two-level",
         choices=("auto", "on", "off"),
@@ -231,20 +232,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"cells first, then centres in them; auto: above {TWO_LEVEL_FROM} concepts",
     )
     parser.add_argument(
-        "--probe", type=_positive, default=PROBE, metavar="P", help="nearest cells that are searched, in two levels"
+        "--probe", type=positive, default=PROBE, metavar="P", help="nearest cells that are searched, in two levels"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first centres")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument("--batch-size", type=_positive, default=32, help="samples of a forward pass (hf:)")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--batch-size", type=positive, default=32, help="samples of a forward pass (hf:)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of a model (hf:)")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

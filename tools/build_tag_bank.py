@@ -33,6 +33,7 @@ import numpy as np
 from rich.console import Console
 
 from megatron_ovenc.data.shards import ShardSet, read_index
+from tools.arguments import positive
 from tools.bank.labels import check_unlabelled, write_file, write_labels
 
 IDS, TAGS = ("id", "sample_id", "record_id"), ("tags", "gt")
@@ -181,19 +182,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", nargs="+", required=True, metavar="PATTERN", help="tar shards")
     parser.add_argument("--tags", type=Path, required=True, help="JSONL, a line a sample")
     parser.add_argument("--output", type=Path, required=True, help="directory for vocabulary and report")
-    parser.add_argument("--labels", type=_positive, default=100, metavar="L", help="most tags that a sample keeps")
-    parser.add_argument("--min-count", type=_positive, default=1, help="samples that a class must have")
+    parser.add_argument("--labels", type=positive, default=100, metavar="L", help="most tags that a sample keeps")
+    parser.add_argument("--min-count", type=positive, default=1, help="samples that a class must have")
     parser.add_argument("--vocabulary", type=Path, help="take the classes from this file instead of counting")
     parser.add_argument("--seed", type=int, default=0, help="of the subsets; not negative")
     parser.add_argument("--overwrite-labels", action="store_true", help="replace labels that shards have already")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

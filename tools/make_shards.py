@@ -47,6 +47,7 @@ from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import image_pixels
 from megatron_ovenc.data.shards import index_path, index_tar, labels_path, read_index
 from megatron_ovenc.data.video import frame_count, frame_pixels
+from tools.arguments import positive
 from tools.inputs import Item, read_inputs
 
 EXIT_WRONG_ARGUMENTS = 2
@@ -281,22 +282,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="folder of classes, .csv or .jsonl")
     parser.add_argument("--output", type=Path, required=True, help="directory for the shards")
     parser.add_argument("--kind", choices=("image", "video"), required=True)
-    parser.add_argument("--samples-per-shard", type=_positive, default=1000, metavar="N")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--samples-per-shard", type=positive, default=1000, metavar="N")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--sidecar", action=argparse.BooleanOptionalAction, default=True, help="saliency beside clips")
-    parser.add_argument("--size", type=_positive, default=224, help="heads.*.source.size of the runs (sidecars)")
-    parser.add_argument("--patch-size", type=_positive, default=14, help="model.patch_size of the runs (sidecars)")
+    parser.add_argument("--size", type=positive, default=224, help="heads.*.source.size of the runs (sidecars)")
+    parser.add_argument("--patch-size", type=positive, default=14, help="model.patch_size of the runs (sidecars)")
     parser.add_argument(
-        "--clip-frames", type=_positive, default=64, help="heads.*.source.clip_frames of the runs (sidecars)"
+        "--clip-frames", type=positive, default=64, help="heads.*.source.clip_frames of the runs (sidecars)"
     )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from megatron_ovenc.concept_bank.files import DTYPES, INDEX, BankFileError, StoredBank, open_bank
+from tools.arguments import positive
 from tools.bank.bank_writer import Format, write_bank
 from tools.bank.checkpoint_bank import CheckpointBank
 
@@ -99,19 +100,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--head", help="whose bank, of a checkpoint that has several")
     parser.add_argument("--output", required=True, metavar="PATH", help="file, pattern of parts, or directory")
-    parser.add_argument("--shards", type=_positive, default=1, metavar="N", help="files that hold rows")
+    parser.add_argument("--shards", type=positive, default=1, metavar="N", help="files that hold rows")
     parser.add_argument(
         "--format", choices=FORMATS, help="of these files; default: --output's suffix, else safetensors"
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="convert the rows; default: as they are stored")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
+from benchmarks.synthetic import MemorySource
 from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.parallel.topology import Topology
 
@@ -20,14 +19,11 @@ def image_patches(pixels: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch
     return patches, grid.repeat(batch, 1).int()
 
 
-class RecordedSource:
+class RecordedSource(MemorySource):
     """Plays back global batches of images: [steps, B, 3, H, W] with labels [steps, B, K], split evenly over data ranks."""
-
-    bad_samples = 0
 
     def __init__(self, pixels: torch.Tensor, labels: torch.Tensor, patch: int, topology: Topology) -> None:
         self.pixels, self.labels, self.patch, self.topology = pixels, labels, patch, topology
-        self.position = 0
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -47,15 +43,3 @@ class RecordedSource:
             labels=labels,
             sample_ids=tuple(f"{self.position}/{i}" for i in range(len(pixels))),
         )
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.position = state["position"]
-
-    def take_wait(self) -> float:
-        return 0.0
-
-    def close(self) -> None:
-        pass
