@@ -9,11 +9,11 @@ left encodes a blank one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from megatron_ovenc.data.views import View
 from megatron_ovenc.model.encoder import Encoder
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.topology import Topology
+from megatron_ovenc.train.say import Say
 from megatron_ovenc.train.state import BatchSource
 from megatron_ovenc.train.stream import BatchStream
 
@@ -49,7 +50,7 @@ class TrainingExaminer:
         encoder: Encoder,
         sharding: ShardedEncoder,
         topology: Topology,
-        say: Callable[[str], None],
+        say: Say,
         alive: Callable[[], None],
     ) -> None:
         """
@@ -59,7 +60,7 @@ class TrainingExaminer:
             sharding: its parameters' whereabouts.
             topology: the ranks.
             say: tells a person.
-            alive: tells the watchdog, before each batch.
+            alive: tells the watchdog, before each batch and each part of the comparison.
 
         Raises:
             ConfigError: see `evaluation_data`.
@@ -72,16 +73,26 @@ class TrainingExaminer:
         """`knn_top1` and `knn_top5` in percent, and `bad_samples`; nothing when it is not time to evaluate."""
         if self._data is None or (step % self._config.eval.every and step != self._config.train.steps):
             return {}
-        (train, known), (val, answered) = (self._embed(part) for part in self._data)
-        if not self._topology.is_main:
-            return {}
-        labels = [np.array([sample.labels[0] for sample in part.samples]) for part in self._data]
+        found = [self._embed(part) for part in self._data]
+        result = [self._judge(step, self._data, found) if self._topology.is_main else {}]
+        self._alive()
+        # Here the others wait for the main rank, and not in the next step's first collective, where that would pass for a hang.
+        dist.broadcast_object_list(result, src=0, group=self._topology.host_group)
+        return result[0]
+
+    def _judge(
+        self, step: int, data: tuple[Dataset, Dataset], found: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> dict[str, float]:
+        """What the embeddings of both parts come to; on the main rank."""
+        (train, known), (val, answered) = found
+        labels = [np.array([sample.labels[0] for sample in part.samples]) for part in data]
         bad = int((~known).sum() + (~answered).sum())
         k = min(self._config.eval.k, int(known.sum()))
         if k == 0:
-            self._say("[bold red]EVALUATION FAILED[/] no sample of eval.train can be read; training goes on")
+            self._say("no sample of eval.train can be read; training goes on", alarm="EVALUATION FAILED")
             return {"bad_samples": bad}
-        votes = neighbour_votes(train[known], labels[0][known], val, classes=len(self._data[0].classes), k=k)
+        classes = len(data[0].classes)
+        votes = neighbour_votes(train[known], labels[0][known], val, classes=classes, k=k, on_chunk=self._alive)
         scores = score(votes, labels[1], answered)
         self._say(
             f"step {step}: {k}-NN top-1 {scores.top1:.2f} % of {scores.samples} held-out samples, {bad} unreadable"
@@ -103,11 +114,11 @@ class TrainingExaminer:
                 found.append((batch.labels[:, 0].cpu().numpy(), pooled.float().cpu().numpy()))
         self._sharding.release()
         mine = (found, batches.failures) if topology.tensor_rank == 0 else ([], {})
-        everyone: list[tuple[list[tuple[np.ndarray, np.ndarray]], dict[int, str]]] = [mine] * topology.world
-        dist.all_gather_object(everyone, mine, group=topology.host_group)  # over all ranks, on the host
+        everyone: list[Any] | None = [None] * topology.world if topology.is_main else None
+        dist.gather_object(mine, everyone, dst=0, group=topology.host_group)  # from all ranks, on the host
         embeddings = np.zeros((count, self._config.model.hidden_size), np.float32)
         there = np.zeros(count, bool)
-        for parts, failures in everyone:
+        for parts, failures in everyone or ():
             for rows, vectors in parts:
                 kept = rows != _BLANK
                 embeddings[rows[kept]], there[rows[kept]] = vectors[kept], True

@@ -16,13 +16,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from eval.in_training_data import evaluation_data
-from megatron_ovenc.config import ConfigError, RunConfig, load
-from megatron_ovenc.parallel.topology import Launch
-from megatron_ovenc.train.exit_status import ExitStatus
 from megatron_ovenc.train.faults import EXIT_STOPPED, StopRequests
-from megatron_ovenc.train.preflight import check_run
+
+if TYPE_CHECKING:
+    from megatron_ovenc.config import RunConfig
+    from megatron_ovenc.parallel.topology import Launch
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,24 +39,33 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     options = arguments(argv)
-    with (
-        StopRequests() as stop
-    ):  # from here on: a run that is told to stop while it starts stops with a checkpoint, too
-        try:
-            launch = Launch.from_environment()
-            config = load(options.config, options.overrides)
-            check_run(config, launch.world_size)
-            evaluation_data(config)
-        except ValueError as error:
-            # On every rank: what is wrong may be wrong on one host only.
-            rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-            print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
-            return 2
-        try:
-            return train(config, launch, stop)
-        except ConfigError as error:  # found only with all ranks together
-            print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
-            return 2
+    # Before torch is imported, which takes seconds: a run that is told to stop while it starts stops with a checkpoint, too.
+    with StopRequests() as stop:
+        return checked(options.config, options.overrides, stop)
+
+
+def checked(path: str, overrides: Sequence[str], stop: StopRequests) -> int:
+    """Train if nothing is known to be wrong; returns the exit code."""
+    from eval.in_training_data import evaluation_data
+    from megatron_ovenc.config import ConfigError, load
+    from megatron_ovenc.parallel.topology import Launch
+    from megatron_ovenc.train.preflight import check_run
+
+    try:
+        launch = Launch.from_environment()
+        config = load(path, overrides)
+        check_run(config, launch.world_size)
+        evaluation_data(config)
+    except ValueError as error:
+        # On every rank: what is wrong may be wrong on one host only.
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
+        return 2
+    try:
+        return train(config, launch, stop)
+    except ConfigError as error:  # found only with all ranks together
+        print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
+        return 2
 
 
 def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
@@ -64,8 +73,14 @@ def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
     # megatron-core takes seconds to import; errors should not
     from eval.in_training import TrainingExaminer
     from megatron_ovenc.train.build import launch_trainer
+    from megatron_ovenc.train.exit_status import ExitStatus
+    from megatron_ovenc.train.run_lock import RunLock
 
-    status = ExitStatus(Path(config.run_dir), launch.rank)
+    run_dir = Path(config.run_dir)
+    lock = RunLock(run_dir)
+    if launch.rank == 0:
+        lock.take()
+    status = ExitStatus(run_dir, launch.rank)
     status.begin()
     with (
         status.failures(),
@@ -81,8 +96,9 @@ def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
             alive=lambda: trainer.heartbeat.note("evaluation", trainer.state.step),
         )
         outcome = trainer.train()
-    if launch.rank == 0:
-        status.end(outcome, trainer.state.step)
+        if launch.rank == 0:  # all is saved; what is closed afterwards may take long, or be killed
+            status.end(outcome, trainer.state.step)
+    lock.release()
     return 0 if outcome == "finished" else EXIT_STOPPED
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_ovenc.train.checkpoint import MANIFEST, PARTIAL, checkpoint_path, checkpoint_steps, file_damage, manifest
@@ -78,11 +79,7 @@ def tensors(path: Path) -> Iterator[tuple[str, str, str]]:
     Raises:
         CheckpointError: its table of contents cannot be read.
     """
-    try:
-        held = SafeReader(path).read_metadata().state_dict_metadata
-    except OSError as error:
-        raise CheckpointError(f"{path / '.metadata'} cannot be read: {error}") from error
-    for name, entry in sorted(held.items()):
+    for name, entry in sorted(SafeReader(path).read_metadata().state_dict_metadata.items()):
         if isinstance(entry, TensorStorageMetadata):
             yield name, " x ".join(map(str, entry.size)), str(entry.properties.dtype).removeprefix("torch.")
 
@@ -101,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             findings = [inspect(path, options.verify, progress) for path in paths]
         _show(console, findings, "verified" if options.verify else "complete")
         for left in unfinished(options.path):
-            console.print(f"{left}: being written, or left by a save that did not end; never read")
+            console.print(f"{left}: being written, or left by a save that did not end; never read", markup=False)
         if options.tensors:
             table = Table("tensor", "shape", "type", title=str(paths[-1]))
             for row in tensors(paths[-1]):
@@ -116,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(console: Console, findings: Sequence[Finding], good: str) -> None:
     table = Table("checkpoint", "MiB", "state")
     for finding in findings:
-        state = f"[bold red]damaged: {'; '.join(finding.problems)}[/]" if finding.problems else good
+        state = Text(f"damaged: {'; '.join(finding.problems)}", "bold red") if finding.problems else Text(good)
         table.add_row(finding.path.name, f"{finding.size / 2**20:,.1f}", state)
     console.print(table)
 

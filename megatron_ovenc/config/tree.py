@@ -267,7 +267,8 @@ class TrainConfig:
     """Steps whose loss jumps."""
     hang_timeout_s: float = 300.0
     """Seconds without progress after which the job is ended and the rank that hangs is named; above data.sample_timeout_s. At
-    start-up, in the first step, in looks at the banks and in saves parallel.timeout_s holds if it is longer. 0 never looks."""
+    start-up, in the first step, in looks at the banks, in saves, in evaluations and at the end parallel.timeout_s holds if it is
+    longer. 0 never looks."""
     stop_after: int | None = None
     """Step of the schedule at which to stop with a checkpoint although it runs to `steps`; for staged runs and tests."""
 
@@ -285,7 +286,7 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Write in the background after a copy in memory, while training goes on."""
     resume: bool = True
-    """Continue from the newest complete checkpoint in the run directory, if there is one."""
+    """Continue from the newest complete checkpoint in the run directory, if there is one. False refuses to start where there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

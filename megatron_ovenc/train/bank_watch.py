@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_ovenc.concept_bank import ConceptBank
 from megatron_ovenc.concept_bank.watch import look, snapshot
+from megatron_ovenc.train.say import Say
 
 
 class BankWatch:
@@ -26,7 +27,7 @@ class BankWatch:
         say: tells a person.
     """
 
-    def __init__(self, run_dir: Path, every: int, say: Callable[[str], None]) -> None:
+    def __init__(self, run_dir: Path, every: int, say: Say) -> None:
         self.folder, self.every, self._say = run_dir / "banks", every, say
 
     def due(self, step: int) -> bool:
@@ -41,7 +42,7 @@ class BankWatch:
             try:
                 self._write(bank.head, picture, step)
             except OSError as error:  # a picture is not worth a run
-                self._say(f"[bold red]BANK SNAPSHOT FAILED[/] {error}; training goes on")
+                self._say(f"{error}; training goes on", alarm="BANK SNAPSHOT FAILED")
         return {f"{bank.head}/{name}": value for name, value in numbers.items()}
 
     def _write(self, head: str, picture: Mapping[str, Tensor], step: int) -> None:

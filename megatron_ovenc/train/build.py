@@ -105,13 +105,13 @@ def resume(config: RunConfig, state: TrainState, checkpointer: Checkpointer, met
             state.load_scalars(checkpointer.load(path, state.tensors()))
         except CheckpointError as error:
             reasons.append(str(error))
-            metrics.say(f"[bold red]CHECKPOINT NOT USABLE[/] {error}; trying the one before")
+            metrics.say(f"{error}; trying the one before", alarm="CHECKPOINT NOT USABLE")
             continue
         metrics.say(f"resumed from {path}: data {state.topology.data} x tensor {state.topology.tensor}")
         return
     if agreed[0]:
         raise ConfigError(
-            f"no checkpoint in {checkpointer.directory} can be resumed; set checkpoint.resume=false to start over. "
+            f"no checkpoint in {checkpointer.directory} can be resumed; remove them to start over. "
             + "; ".join(reasons)
         )
 

@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,19 +249,28 @@ class Checkpointer:
         manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1, sort_keys=True))
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        if final.exists():  # of an abandoned run; put aside first, for removing it takes long enough to be interrupted
+            final.rename(replaced := final.with_suffix(".old.tmp"))
+            partial.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            partial.rename(final)
         _sync(self.directory)
         self._prune(final)
 
     def _prune(self, newest: Path) -> None:
-        """Remove old checkpoints, but never younger ones: an abandoned run may have left later steps behind."""
+        """Remove old checkpoints, but never younger ones: an abandoned run may have left later steps behind.
+
+        What cannot be removed stays; the checkpoint that made it old is no worse for that.
+        """
         keep_last, keep_every = self.config.keep_last, self.config.keep_every
         elders = [s for s in checkpoint_steps(self.directory) if checkpoint_path(self.directory, s) <= newest]
         for step in elders[:-keep_last] if keep_last else ():
             if not keep_every or step % keep_every:
-                shutil.rmtree(checkpoint_path(self.directory, step))
+                old = checkpoint_path(self.directory, step)
+                with suppress(OSError):
+                    (old / MANIFEST).unlink()  # first: half a checkpoint must not pass for a whole one
+                    shutil.rmtree(old)
 
 
 def _sync(path: Path) -> None:

@@ -47,7 +47,14 @@ class SafeReader(dcp.FileSystemReader):
     """DCP's reader, minus the ability of a file to run code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        content = (Path(self.path) / ".metadata").read_bytes()
-        metadata = _MetadataUnpickler(io.BytesIO(content)).load()
+        file = Path(self.path) / ".metadata"
+        try:
+            metadata = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
+        except CheckpointError:
+            raise
+        except Exception as error:  # the unpickler meets damage with whatever comes first
+            raise CheckpointError(f"{file} is damaged or missing: {type(error).__name__}: {error}") from error
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f"{file} holds {type(metadata).__name__} instead of a table of contents")
         metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
         return metadata

@@ -14,11 +14,9 @@ samples    whose embeddings were not finite; all of the step where none was
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,8 @@ import torch.distributed as dist
 from megatron_ovenc.config import SpikeConfig, TrainConfig
 from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.parallel.gradients import local
+from megatron_ovenc.train.json_lines import JsonLines
+from megatron_ovenc.train.say import Say
 from megatron_ovenc.train.state import TrainState
 
 NAMED = 3
@@ -57,8 +57,9 @@ class StepGuard:
         say: tells a person.
     """
 
-    def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, config: TrainConfig, state: TrainState, run_dir: Path, say: Say) -> None:
         self.config, self.state, self.path, self._say = config, state, run_dir / "bad_steps.jsonl", say
+        self._list = JsonLines(self.path, say)
         self.refused_in_a_row = 0
         self._reason = ""
         self._seen: list[tuple[str, tuple[str, ...], torch.Tensor]] = []
@@ -130,14 +131,14 @@ class StepGuard:
         step = self.state.step + 1
         record = {"step": step, "reason": self._reason, "losses": shown, "ranks": spoiled, "samples": samples}
         if topology.is_main:
-            self._append(record | {"weights": weights})
+            self._list.append(record | {"weights": weights})
         names = [f"{head} {name}" for head, part in samples.items() for name in part]
         who = f"ranks {', '.join(map(str, spoiled))}, " if spoiled else ""
         what = f"weights {', '.join(weights[:NAMED])}" if weights else f"samples {', '.join(names[:NAMED])}"
         more = f" and {len(names) - NAMED} more" if not weights and names[NAMED:] else ""
         self._say(
-            f"[bold red]{'LOSS SPIKE' if taken else 'STEP NOT TAKEN'}[/] step {step}: {self._reason}; {who}{what}{more}; "
-            f"see {self.path}"
+            f"step {step}: {self._reason}; {who}{what}{more}; see {self.path}",
+            alarm="LOSS SPIKE" if taken else "STEP NOT TAKEN",
         )
 
     def _evidence(self) -> dict[str, Any]:
@@ -153,10 +154,3 @@ class StepGuard:
             "spoiled": [(head, name) for head, name, good in named if not good],
             "weights": [name for name, weight in weights if not local(weight).isfinite().all()],
         }
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + os.linesep)
-        except OSError as error:  # a list of bad steps is not worth a run
-            self._say(f"[bold red]{self.path} CANNOT BE WRITTEN[/] {error}; {json.dumps(record)}")

@@ -7,20 +7,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from megatron_ovenc.config import LogConfig
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.boards import Board, open_boards
+from megatron_ovenc.train.json_lines import JsonLines
 from megatron_ovenc.train.stragglers import WORTH_TELLING, slowest
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "B200": 2250.0, "L40S": 362.0}
@@ -85,8 +86,7 @@ class MetricsWriter:
         if not enabled:
             return
         self.console = Console(soft_wrap=True, highlight=False)
-        self._path, self._whole = run_dir / "metrics.jsonl", True
-        _cut_torn_line(self._path)
+        self._steps = JsonLines(run_dir / "metrics.jsonl", self.say)
         self._boards: list[Board] = open_boards(run_dir, config)
 
     def begin(self, step: int, topology: Topology) -> None:
@@ -100,47 +100,44 @@ class MetricsWriter:
             "tensor": topology.tensor,
             "host": socket.gethostname(),
         }
-        path = self._run_dir / "attempts.jsonl"
-        _cut_torn_line(path)
-        with path.open("a") as file:
-            file.write(json.dumps(attempt) + "\n")
+        JsonLines(self._run_dir / "attempts.jsonl", self.say).append(attempt)
 
-    def say(self, message: str) -> None:
-        """A line for a person, on the main rank's console."""
+    def say(self, message: str, alarm: str = "") -> None:
+        """A line for a person, on the main rank's console; `alarm` says loudly, before it, what has gone wrong."""
         if self.enabled:
-            self.console.print(time.strftime("%H:%M:%S"), message)
+            # Text, not markup: a path or an error may have brackets in it.
+            loudly = [Text(alarm, style="bold red")] if alarm else []
+            self.console.print(time.strftime("%H:%M:%S"), *loudly, Text(message))
 
     def step(self, metrics: StepMetrics) -> None:
         """Record one step."""
         if not self.enabled:
             return
         self._window.append(metrics)
-        self._append(self._record([metrics]))
+        self._steps.append(self._record([metrics]))
         if metrics.step % self.config.every == 0 or metrics.step == self.total_steps or metrics.skipped:
             record = self._record(self._window)
-            self.console.print(time.strftime("%H:%M:%S"), self._line(record))
+            self.say(self._line(record))
             numbers = {k: v for k, v in record.items() if v is not None and k not in ("step", "time")}
-            for board in self._boards:
-                board.add(metrics.step, numbers)
+            self._each_board(lambda board: board.add(metrics.step, numbers))
             self._window.clear()
 
     def close(self) -> None:
         """Flush and close the files."""
-        for board in self._boards if self.enabled else ():
-            board.close()
+        if self.enabled:
+            self._each_board(lambda board: board.close())
 
-    def _append(self, record: dict[str, Any]) -> None:
-        """A line for programs. A disk without room costs lines, which is told once, but not the run."""
-        try:
-            if not self._whole:
-                _cut_torn_line(self._path)
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            self._whole = True
-        except OSError as error:
-            if self._whole:
-                self.say(f"[bold red]METRICS CANNOT BE WRITTEN[/] {error}; training goes on")
-            self._whole = False
+    def _each_board(self, use: Callable[[Board], None]) -> None:
+        """Others' code, which raises what it likes: on a full disk, without a network. A board that fails is told and given up."""
+        for board in tuple(self._boards):
+            try:
+                use(board)
+            except Exception as error:
+                self._boards.remove(board)
+                name = type(board).__name__
+                self.say(
+                    f"{name}: {error}; it draws nothing more until the next start; training goes on", "BOARD FAILED"
+                )
 
     def _record(self, window: Sequence[StepMetrics]) -> dict[str, Any]:
         """Averages over a window of steps (its last step's values for what is not an average)."""
@@ -200,10 +197,3 @@ class MetricsWriter:
         if record["skipped"]:
             parts.append(f"SKIPPED {record['skipped']}")
         return " | ".join(parts)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Take off a last line that a killed run did not finish: the next one would be glued to it."""
-    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)

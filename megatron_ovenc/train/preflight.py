@@ -22,6 +22,8 @@ from megatron_ovenc.train.weights import read_model
 _SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "gelu", "rope", "rope_theta")
 """Keys of `model` by which weights fit or do not."""
 
+_START_OVER = "to start over give another run_dir or remove its checkpoints"
+
 
 def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True) -> None:
     """Everything that can be known to fail, before any process group exists and any GPU is touched.
@@ -52,11 +54,16 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
             pass
     except OSError as error:
         raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error}") from error
-    steps = checkpoint_steps(run_dir / "checkpoints") if config.checkpoint.resume else []
+    steps = checkpoint_steps(run_dir / "checkpoints")
+    if steps and not config.checkpoint.resume:
+        raise ConfigError(
+            f"checkpoint.resume is false, but run_dir={run_dir} has checkpoints up to step {steps[-1]}, with which those of a "
+            f"fresh start would mix; {_START_OVER}, or set checkpoint.resume=true to go on"
+        )
     if steps and steps[-1] > config.train.steps:
         raise ConfigError(
             f"train.steps={config.train.steps} lies before step {steps[-1]}, from which run_dir={run_dir} would be resumed: "
-            "nothing would be trained; raise train.steps, give another run_dir, or set checkpoint.resume=false to start over"
+            f"nothing would be trained; raise train.steps, or {_START_OVER}"
         )
     if steps:
         _check_same_model(checkpoint_path(run_dir / "checkpoints", steps[-1]), config)
@@ -104,8 +111,7 @@ def _check_same_model(path: Path, config: RunConfig) -> None:
     ]
     if different:
         raise ConfigError(
-            f"{path} belongs to another model ({'; '.join(different)}); change these keys back, give another run_dir, "
-            "or set checkpoint.resume=false to start over"
+            f"{path} belongs to another model ({'; '.join(different)}); change these keys back, or {_START_OVER}"
         )
 
 

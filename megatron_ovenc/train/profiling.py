@@ -42,7 +42,10 @@ class StepProfiler:
     def step(self, number: int) -> Iterator[None]:
         """Around step `number`, counted from 1."""
         if self._config is not None and number == self._config.steps[0]:
-            self._recording.enter_context(self._record(self._config))
+            try:
+                self._recording.enter_context(self._record(self._config))
+            except (OSError, RuntimeError) as error:
+                self._tell(error)
         yield
         if self._config is not None and number == self._config.steps[1]:
             self.close()
@@ -52,7 +55,10 @@ class StepProfiler:
         try:
             self._recording.close()
         except (OSError, RuntimeError) as error:
-            print(f"PROFILE FAILED {self._path}.*: {error}; training goes on", flush=True)
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        print(f"PROFILE FAILED {self._path}.*: {error}; training goes on", flush=True)
 
     @contextmanager
     def _record(self, config: ProfileConfig) -> Iterator[None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from megatron_ovenc.train.checkpoint import Checkpointer
 from megatron_ovenc.train.checkpoint_reader import CheckpointError
+from megatron_ovenc.train.say import Say
 from megatron_ovenc.train.state import TrainState
 
 
@@ -18,7 +19,7 @@ class Saver:
         say: tells a person.
     """
 
-    def __init__(self, checkpointer: Checkpointer, state: TrainState, say: Callable[[str], None]) -> None:
+    def __init__(self, checkpointer: Checkpointer, state: TrainState, say: Say) -> None:
         self.checkpointer, self.state, self._say = checkpointer, state, say
         self._saved_step = state.step or None
         self._told: BaseException | None = None
@@ -61,4 +62,4 @@ class Saver:
     def _tell(self, error: BaseException) -> None:
         if error is not self._told:
             self._told = error
-            self._say(f"[bold red]CHECKPOINT FAILED[/] {error}; training goes on")
+            self._say(f"{error}; training goes on", alarm="CHECKPOINT FAILED")

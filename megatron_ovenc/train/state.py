@@ -137,7 +137,8 @@ class TrainState:
             "step": self.step,
             "encoder_updates": self.encoder_optimizer.updates,
             "sources": {head: source.state_dict() for head, source in self.sources.items()},
-            "recent_losses": self.recent_losses,
+            # copies: an asynchronous save writes them while training goes on
+            "recent_losses": {head: list(losses) for head, losses in self.recent_losses.items()},
         }
 
     def load_scalars(self, scalars: Mapping[str, Any]) -> None:

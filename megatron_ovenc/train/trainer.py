@@ -76,6 +76,10 @@ class Trainer:
         self.stop = stop
         self.profiler = profiler
         self.heartbeat = heartbeat
+        if (
+            config.log.profile is not None
+        ):  # rank 0 writes its trace after this step, the others wait for it in the next
+            heartbeat.slow_steps |= {config.log.profile.steps[1] - 1, config.log.profile.steps[1]}
         run_dir, say = Path(config.run_dir), metrics.say
         self.saver = Saver(checkpointer, state, say)
         self.guard = StepGuard(config.train, state, run_dir, say)

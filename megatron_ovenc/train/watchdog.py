@@ -62,13 +62,16 @@ class Heartbeat:
         self.last = Beat("start-up", 0, 0, time.monotonic(), True)
         self.saving: Callable[[], bool] = lambda: False
         """Whether a checkpoint is being written in the background."""
-        self._first_step: int | None = None
+        self.slow_steps: set[int] = set()
+        """Steps, by the number taken before them, that may take long on any rank: the first, and those that wait for a profile."""
+        self._begun = False
 
     def note(self, phase: str, step: int = 0) -> None:
         """A phase begins."""
-        if phase not in PATIENT and self._first_step is None:
-            self._first_step = step
-        patient = phase in PATIENT or step == self._first_step
+        if phase not in PATIENT and not self._begun:
+            self._begun = True
+            self.slow_steps.add(step)
+        patient = phase in PATIENT or step in self.slow_steps
         self.last = Beat(phase, step, self.last.number + 1, time.monotonic(), patient)
 
 
@@ -122,8 +125,20 @@ class Watchdog:
             faulthandler.dump_traceback_later(self._patient_s + 2 * self._grace_s, exit=True, file=STDERR)
             if failure := self._status.failure():
                 self._follow(failure)
-            elif self._stuck() or self._folder.exists():
-                self._judge()
+            elif self._stuck() or self._asked():
+                try:
+                    self._judge()
+                except (OSError, ValueError) as error:
+                    self._end(
+                        f"HANG, and the ranks cannot compare what they do: {error}. Stacks: {self._print_stacks()}"
+                    )
+
+    def _asked(self) -> bool:
+        """Whether another rank wants all to report."""
+        try:
+            return self._folder.exists()
+        except OSError:  # a file server that does not answer has ended nothing yet
+            return False
 
     def _stuck(self) -> bool:
         last = self._heartbeat.last
@@ -169,6 +184,12 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file)
         os.replace(path.with_suffix(".tmp"), path)
+
+    @staticmethod
+    def _print_stacks() -> str:
+        """Every thread's, to the standard error; where they are, in words."""
+        faulthandler.dump_traceback(STDERR)
+        return "above"
 
     def _reports(self) -> dict[int, HangReport]:
         """By rank, those written so far."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from eval.datasets import Dataset
 from eval.in_training import TrainingExaminer
 from eval.in_training_data import evaluation_data
 from megatron_ovenc.config import ConfigError, DataConfig, EvalConfig, ParallelConfig, RunConfig, check
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
+from megatron_ovenc.train.checkpoint import checkpoint_steps
 from tests.data.samples import NUM_CLASSES, SIDE, clip_bytes, coded_frames, image_bytes, write_images
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
@@ -55,6 +59,36 @@ def train(topology: Topology, config: RunConfig) -> float:
         )
         trainer.train()
     return float(torch.rand(()))
+
+
+def train_and_signal(topology: Topology, config: RunConfig, at: int) -> str:
+    """SIGTERM reaches the last rank while it embeds, after `at` steps."""
+    embed = TrainingExaminer._embed
+
+    def signalled(self: TrainingExaminer, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        if trainer.state.step == at and topology.rank == topology.world - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return embed(self, dataset)
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2 * STEPS, BATCH, 3, 42, 56, generator=generator)
+    labels = torch.randint(0, CLASSES, (2 * STEPS, BATCH, 2), generator=generator)
+    source = RecordedSource(pixels, labels, 14, topology)
+    with pytest.MonkeyPatch.context() as patch, assemble(config, topology, {"image": source}) as trainer:
+        patch.setattr(TrainingExaminer, "_embed", signalled)
+        trainer.examine = TrainingExaminer(
+            config, trainer.state.encoder, trainer.sharding, topology, trainer.metrics.say, alive=lambda: None
+        )
+        return trainer.train()
+
+
+def test_a_stop_during_an_evaluation_is_obeyed_after_it(rank_pool: RankPool, folder: Path, tmp_path: Path) -> None:
+    config = judged(tmp_path, folder, ParallelConfig(), every=2)
+    assert set(rank_pool.run(train_and_signal, world=2, args=(config, 2))) == {"stopped"}
+    (step,) = checkpoint_steps(tmp_path / "checkpoints")
+    assert step == 3  # the step after the evaluation is where all ranks learn of it
+    assert "eval/knn_top1" in lines(tmp_path)[1]
+    assert set(rank_pool.run(train_and_signal, world=2, args=(config, 0))) == {"finished"}
 
 
 def lines(run_dir: Path) -> list[dict]:

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 import launch.pretrain
-from megatron_ovenc.config import load
+from megatron_ovenc.config import ConfigError, load
+from megatron_ovenc.train.run_lock import RunLock
 from tests.data.samples import clip_bytes, coded_frames, image_bytes, write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,50 @@ def wait_for(condition: object, seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def test_a_signal_before_torch_is_there_stops_with_a_checkpoint(config: Path) -> None:
+    command = [sys.executable, "-m", "launch.pretrain", "--config", str(config), "--set", "train.steps=100000"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment()) as run:
+        process = Path("/proc", str(run.pid))
+
+        def handles() -> bool:
+            caught = next(line for line in (process / "status").read_text().splitlines() if line.startswith("SigCgt"))
+            return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+        try:
+            while not handles():
+                time.sleep(0.001)
+            assert "libtorch" not in (process / "maps").read_text()
+            run.send_signal(signal.SIGTERM)
+            assert run.wait(60) == 75
+        finally:
+            run.kill()
+    assert json.loads((config.parent / "run" / "exit_status.json").read_text())["status"] == "stopped"
+
+
+def test_a_second_job_in_a_run_directory_is_refused_and_harms_nothing(config: Path) -> None:
+    run = config.parent / "run"
+    run.mkdir()
+    hold = "import sys, time; from pathlib import Path; from megatron_ovenc.train.run_lock import RunLock; "
+    hold += "RunLock(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"is in use by process {first.pid} on "):
+            RunLock(run).take(wait_s=0)
+        first.kill()
+    lock = RunLock(run)
+    lock.take()  # a killed holder holds nothing
+    lock.release()
+
+
+def test_a_fresh_start_beside_old_checkpoints_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = config.parent / "run" / "checkpoints" / "step_00000020"
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text("{}")
+    assert launch.pretrain.main(["--config", str(config), "--set", "checkpoint.resume=false"]) == 2
+    assert "has checkpoints up to step 20" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

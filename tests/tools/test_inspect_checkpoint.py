@@ -58,3 +58,12 @@ def test_changed_content_is_found_by_verifying_and_a_missing_file_at_once(
 def test_nothing_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "neither a checkpoint nor a directory with complete ones" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", b"\x80\x04N.", b"not a pickle at all"])
+def test_a_damaged_table_of_contents_is_told_in_a_sentence(
+    run: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints" / "step_00000020" / ".metadata").write_bytes(content)
+    assert main([str(run), "--tensors"]) == 2
+    assert re.search(r"step_00000020/.metadata (is damaged|holds)", capsys.readouterr().err)

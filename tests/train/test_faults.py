@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_ovenc.config import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
+from megatron_ovenc.config import CheckpointConfig, LogConfig, ParallelConfig, RunConfig, SpikeConfig, TrainConfig
 from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.parallel.gradients import local
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
-from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_steps
+from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path, checkpoint_steps, read_scalars
 from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.faults import TrainingError
 from megatron_ovenc.train.metrics import MetricsWriter, StepMetrics
 from megatron_ovenc.train.saver import Saver
+from megatron_ovenc.train.trainer import Trainer
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
 from tests.train.test_resume import BATCH, CLASSES, small_config
@@ -195,6 +198,34 @@ def test_lines_that_a_full_disk_swallows_do_not_spoil_later_ones(tmp_path: Path)
     assert (records[1]["straggler/rank"], records[1]["straggler/ratio"]) == (1, pytest.approx(3.0))
 
 
+def test_a_full_disk_costs_tensorboard_but_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The system refuses for real, in the writer's own thread; whenever that comes to light, the training thread goes on."""
+    writer = MetricsWriter(tmp_path, LogConfig(every=1), total_steps=99, world=2, device="cpu", enabled=True)
+    writer.step(numbers_of(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        for step in range(2, 60):
+            writer.step(numbers_of(step))
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.step(numbers_of(60))
+    said = capsys.readouterr().out
+    assert said.count("BOARD FAILED TensorBoard:") == 1
+    assert said.count("metrics.jsonl CANNOT BE WRITTEN") == 1
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] == 1
+    assert steps[-1] == 60
+
+
+def test_what_is_said_is_said_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LogConfig(every=1, tensorboard=False)
+    writer = MetricsWriter(tmp_path, config, total_steps=9, world=1, device="cpu", enabled=True)
+    writer.say("[Errno 28] no room in [/dev/shm/run] [bold]", alarm="CHECKPOINT FAILED")
+    assert capsys.readouterr().out.endswith("CHECKPOINT FAILED [Errno 28] no room in [/dev/shm/run] [bold]\n")
+
+
 def numbers_of(step: int) -> StepMetrics:
     whole = {"samples": 8, "tokens": 64, "memory_bytes": 1, "bad_samples": 0, "flops": 1.0, "lr": 0.1, "seconds": 1.0}
     parts = {"losses": {"image": 1.0}, "grad_norms": {}, "phases": {}, "banks": {}, "checkpoint": {}, "examined": {}}
@@ -209,6 +240,51 @@ def test_milestones_are_kept_beside_the_newest(rank_pool: RankPool, tmp_path: Pa
     assert checkpoint_steps(tmp_path / "checkpoints") == [2, 4, 6]
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_harms_no_new_one(rank_pool: RankPool, tmp_path: Path) -> None:
+    assert rank_pool.run(train_without_removing, world=1, args=(tmp_path,)) == ["finished"]
+    assert checkpoint_steps(tmp_path / "checkpoints") == [
+        6
+    ]  # what is left of the others does not pass for a checkpoint
+    assert (tmp_path / "checkpoints" / "step_00000002" / "state.json").exists()
+
+
+def train_without_removing(topology: Topology, run_dir: Path) -> str:
+    def refuse(path: Path, **kwargs: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron_ovenc.train.checkpoint.shutil.rmtree", refuse)
+        return train_fresh(topology, run_dir, CheckpointConfig(every=2, keep_last=1))
+
+
+def test_a_save_in_the_background_is_of_the_state_at_its_start(rank_pool: RankPool, tmp_path: Path) -> None:
+    rank_pool.run(train_during_slow_saves, world=1, args=(tmp_path,))
+    for step in (2, 4):
+        scalars = read_scalars(checkpoint_path(tmp_path / "checkpoints", step))
+        assert scalars["step"] == step
+        assert len(scalars["recent_losses"]["image"]) == step
+
+
+def train_during_slow_saves(topology: Topology, run_dir: Path) -> None:
+    """Each save in the background begins to write only when the next step has been taken."""
+    record = Checkpointer._record
+    config = replace(
+        small_config(run_dir, ParallelConfig()),
+        train=TrainConfig(steps=6, spike=SpikeConfig(action="warn")),
+        checkpoint=CheckpointConfig(every=2),
+    )
+    with recorded(config, topology) as trainer, pytest.MonkeyPatch.context() as patch:
+
+        def late(self: Checkpointer, partial: Path, scalars: dict, rank: int) -> dict:
+            deadline = time.monotonic() + 20
+            while trainer.state.step == scalars["step"] < 6 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return record(self, partial, scalars, rank)
+
+        patch.setattr(Checkpointer, "_record", late)
+        trainer.train()
+
+
 def test_old_checkpoints_never_push_out_new_ones(rank_pool: RankPool, tmp_path: Path) -> None:
     for step in (1000, 2000, 3000):
         directory = tmp_path / "checkpoints" / f"step_{step:08d}"
@@ -221,8 +297,13 @@ def test_old_checkpoints_never_push_out_new_ones(rank_pool: RankPool, tmp_path: 
 
 def train_fresh(topology: Topology, run_dir: Path, checkpoint: CheckpointConfig) -> str:
     config = replace(small_config(run_dir, ParallelConfig()), checkpoint=checkpoint)
+    with recorded(config, topology) as trainer:
+        return trainer.train()
+
+
+def recorded(config: RunConfig, topology: Topology) -> AbstractContextManager[Trainer]:
+    """A trainer of six steps' pictures."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(12, BATCH, 3, 28, 28, generator=generator)
     labels = torch.randint(0, CLASSES, (12, BATCH, 2), generator=generator)
-    with assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)}) as trainer:
-        return trainer.train()
+    return assemble(config, topology, {"image": RecordedSource(pixels, labels, 14, topology)})

@@ -131,6 +131,15 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(config: Path) -> None:
     assert "in faulty_next" in stacks
 
 
+def test_a_hang_ends_the_job_where_reports_cannot_be_written(config: Path) -> None:
+    (config.parent / "run").mkdir()
+    (config.parent / "run" / "hangs").write_text("a file where a directory is wanted")
+    codes, errors = two_ranks(config, "hang")
+    assert codes == [1, 1], errors
+    assert "HANG, and the ranks cannot compare what they do" in errors[1]
+    assert "in never_ending_read" in errors[1]
+
+
 def test_the_first_failure_is_what_the_exit_status_tells(config: Path) -> None:
     """Rank 0 fails too, since its peer is gone; that is not what went wrong. A checkpoint under way is not lost by it."""
     codes, errors = two_ranks(config, "raise")
