@@ -55,8 +55,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
         panel.set_xlabel("patches shown, %")
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("top-1, %")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(SELECTORS) + 1, fontsize=9)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path)
     plt.close(figure)
 
