@@ -1,4 +1,4 @@
-"""A disk that is full while a checkpoint is written."""
+"""A disk that is full while a checkpoint and TensorBoard's files are written."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ def fill(path: Path) -> None:
 
 
 def test_disk_full(case: Case) -> None:
-    """The save fails loudly, training goes on, and the next save, for which there is room again, succeeds."""
+    """Save and board fail loudly, training goes on, and the next save, for which there is room again, succeeds."""
     disk = case.hosts.small_disk
     case.run_dir.mkdir(parents=True)
-    (case.run_dir / "checkpoints").symlink_to(disk)
-    job = case.job("checkpoint.keep_last=0")
+    for name in ("checkpoints", "tensorboard"):
+        (disk / name).mkdir()
+        (case.run_dir / name).symlink_to(disk / name)
+    job = case.job("checkpoint.keep_last=0", "log.tensorboard=true", "log.every=1")
     ballast = disk / "ballast"
     with job.running():
         job.wait_for_step(EVERY)
         at = time.time()
         fill(ballast)
         job.wait_until(lambda: job.said("CHECKPOINT FAILED") is not None, "word of the failed save")
+        job.wait_until(lambda: job.said("BOARD FAILED") is not None, "word of the failed board")
         ballast.unlink()
         assert job.wait() == 0, job.output
     saved = checkpoints(case.run_dir)
