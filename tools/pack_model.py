@@ -3,7 +3,7 @@
     python -m tools.pack_model --checkpoint output/run --output encoder/            # newest checkpoint of a run
     python -m tools.pack_model --checkpoint output/run/checkpoints/step_00010000 --output encoder/
     python -m tools.pack_model --checkpoint backbone.pt --output encoder/           # a checkpoint of the reference
-    python -m tools.pack_model --checkpoint configs/base.yaml --output untrained/   # what a run would start from
+    python -m tools.pack_model --checkpoint configs/base_images.yaml --output untrained/   # what a run would start from
 
 Then, anywhere: AutoModel.from_pretrained("encoder/", trust_remote_code=True). Tensors keep their bytes and types. The directory
 is reloaded and compared with this project's encoder on random input before it is called done.

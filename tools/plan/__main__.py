@@ -1,6 +1,6 @@
 """What a run would take, in seconds and without a GPU.
 
-    python -m tools.plan configs/large_stage2_reference_128gpu.yaml --world 128 --gpu h100-80g
+    python -m tools.plan configs/large_video.yaml --world 128 --gpu h100-80g
     python -m tools.plan my_run.yaml --world 16 --set parallel.zero=3 --assume bf16=0.5 --json
 
 Exit codes: 0 it fits; 1 it does not, and what would is told; 2 wrong configuration.
