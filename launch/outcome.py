@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ovenc.train.faults import EXIT_STOPPED
-
-FAILURES = ("failed", "hung")
-"""Statuses of ranks that could say what went wrong."""
-EXIT_CONFIG = 2
-"""Exit code of a wrong configuration: starting again does not help."""
+from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
+from megatron_ovenc.train.exit_status import FAILURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +22,7 @@ class Outcome:
     @property
     def worth_another(self) -> bool:
         """Whether starting again may help: not after success, a request to stop, or a wrong configuration."""
-        return self.code not in {0, EXIT_STOPPED, EXIT_CONFIG}
+        return self.code not in {EXIT_FINISHED, EXIT_STOPPED, EXIT_CONFIG}
 
 
 def read_status(run_dir: Path, attempt: str) -> dict[str, Any]:
@@ -54,10 +50,11 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
         said == "finished"
     ):  # written after the last checkpoint: nothing is missing, whatever the launcher met afterwards
         remark = f" (the launcher then ended with {_name(returncode)})" if returncode else ""
-        return Outcome(0, f"finished at step {step}{remark}")
+        return Outcome(EXIT_FINISHED, f"finished at step {step}{remark}")
     if aborted:  # the launcher's code then tells how it was ended, not why
-        return Outcome(1, f"{aborted}; rank {status.get('rank')} {said}: {detail}" if said in FAILURES else aborted)
-    if returncode == EXIT_CONFIG or detail.startswith("ConfigError"):
+        tale = f"{aborted}; rank {status.get('rank')} {said}: {detail}" if said in FAILURES else aborted
+        return Outcome(EXIT_FAILED, tale)
+    if returncode == EXIT_CONFIG or said == "refused":
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
     code = _shell_code(returncode)
     how = f"the launcher ended with {_name(returncode)}"
@@ -87,7 +84,7 @@ def _first_sentence(text: str) -> str:
 def _shell_code(returncode: int) -> int:
     """The exit code of a failure: 128 + n for death by signal n, and none that means something else."""
     number = _signal_number(returncode)
-    return 128 + number if number else 1 if returncode in {0, EXIT_STOPPED} else returncode
+    return 128 + number if number else EXIT_FAILED if returncode in {EXIT_FINISHED, EXIT_STOPPED} else returncode
 
 
 def _signal_number(returncode: int) -> int:

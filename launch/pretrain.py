@@ -1,8 +1,8 @@
 """What the launcher runs on every rank: train one configuration.
 
     deepspeed --hostfile hostfiles/two_nodes --master_addr 10.0.0.1 --no_local_rank \\
-        --module launch.pretrain --config configs/large.yaml
-    torchrun --nproc_per_node 8 -m launch.pretrain --config configs/large.yaml --set train.seed=1
+        --module launch.pretrain --config configs/large_video.yaml
+    torchrun --nproc_per_node 8 -m launch.pretrain --config configs/large_video.yaml --set train.seed=1
     python -m launch.pretrain --config configs/demo_cpu.yaml                       # one process
 
 Exit codes: 0 finished; 75 stopped on request with a checkpoint, can be continued; 2 wrong configuration; 1 failed.
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ovenc.train.faults import EXIT_STOPPED, StopRequests
+from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FINISHED, EXIT_STOPPED
+from megatron_ovenc.train.faults import StopRequests
 
 if TYPE_CHECKING:
     from megatron_ovenc.config import RunConfig
@@ -60,12 +61,12 @@ def checked(path: str, overrides: Sequence[str], stop: StopRequests) -> int:
         # On every rank: what is wrong may be wrong on one host only.
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
-        return 2
+        return EXIT_CONFIG
     try:
         return train(config, launch, stop)
     except ConfigError as error:  # found only with all ranks together
         print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
-        return 2
+        return EXIT_CONFIG
 
 
 def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
@@ -99,7 +100,7 @@ def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
         if launch.rank == 0:  # all is saved; what is closed afterwards may take long, or be killed
             status.end(outcome, trainer.state.step)
     lock.release()
-    return 0 if outcome == "finished" else EXIT_STOPPED
+    return EXIT_FINISHED if outcome == "finished" else EXIT_STOPPED
 
 
 if __name__ == "__main__":

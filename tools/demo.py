@@ -33,7 +33,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from megatron_ovenc.config import RunConfig, SourceConfig, dump, load
-from megatron_ovenc.train.faults import EXIT_STOPPED
+from megatron_ovenc.train.exit_codes import EXIT_STOPPED
 from megatron_ovenc.train.weights import read_weights
 from tools.compare import forward, largest_difference, random_inputs
 from tools.report import read_metrics

@@ -4,7 +4,8 @@ signal as success).
     {"status": "hung", "step": 119, "rank": 3, "host": "b", "detail": "rank 3 (host b) has been in ...",
      "attempt": "20260101-120000-4711", "job": "$OVENC_JOB or null", "started": 1767225600.0, "written": 1767229200.0}
 
-status    running | finished | stopped | failed | hung; `running` where no process is left: killed, before it could say so
+status    running | finished | stopped | failed | hung | refused (only all ranks together could find that the configuration is
+          wrong); `running` where no process is left: killed, before it could say so
 step      optimizer steps taken, as far as the writer knows
 rank      which rank the status is about, and on which host
 attempt   names the start of the job; null if the writer had not yet joined it
@@ -25,7 +26,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-FAILURES = ("failed", "hung")
+from megatron_ovenc.config import ConfigError
+
+FAILURES = ("failed", "hung", "refused")
 """Statuses of which the first one written counts: what goes wrong afterwards, on other ranks, follows from it."""
 
 
@@ -76,7 +79,8 @@ class ExitStatus:
         try:
             yield
         except BaseException as error:
-            self.end("failed", step(), f"{type(error).__name__}: {error}")
+            status = "refused" if isinstance(error, ConfigError) else "failed"
+            self.end(status, step(), f"{type(error).__name__}: {error}")
             raise
 
     def _read(self) -> Mapping[str, Any]:

@@ -8,9 +8,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_STOPPED = 75
-"""Exit code of a run that was told to stop and can be continued (EX_TEMPFAIL: a scheduler may requeue it)."""
-
 STOP_FILE = "STOP"
 """Name of the file in the run directory that stops the run, for those who can write a file but send no signal."""
 

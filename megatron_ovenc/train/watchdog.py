@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from megatron_ovenc.parallel.topology import Topology
+from megatron_ovenc.train.exit_codes import EXIT_FAILED
 from megatron_ovenc.train.exit_status import ExitStatus
 from megatron_ovenc.train.hang_report import HangReport, explain
 
@@ -198,4 +199,6 @@ class Watchdog:
 
     def _end(self, message: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} rank {self._rank}: {message}", file=sys.__stderr__, flush=True)
-        os._exit(1)  # the training thread cannot be interrupted where it waits, and clean-up would wait for it
+        os._exit(
+            EXIT_FAILED
+        )  # the training thread cannot be interrupted where it waits, and clean-up would wait for it

@@ -163,7 +163,7 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         (75, {"status": "running"}, None, 75, "stopped"),
         (75, FAILED, None, 1, "rank 3 failed"),  # pdsh tells the largest code of all hosts
         (2, {}, None, 2, "refused the configuration"),
-        (1, {**FAILED, "detail": "ConfigError: x"}, None, 2, "ConfigError: x"),
+        (1, {**FAILED, "status": "refused"}, None, 2, "RuntimeError: x"),
         (255, {"status": "running", "step": 0}, None, 255, "ended with code 255"),  # ssh's own failure, no signal
         (241, {"status": "running", "step": 0}, "b is lost", 1, "b is lost"),
         (241, FAILED, "b is lost", 1, "b is lost; rank 3 failed: RuntimeError: x"),

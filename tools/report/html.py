@@ -16,7 +16,7 @@ h1{font-size:1.6rem;margin:0 .8rem 0 0;display:inline-block}
 h2{font-size:1.1rem;margin:2.2rem 0 .8rem}
 .state{display:inline-block;padding:.1rem .7rem;border-radius:1rem;font-size:.85rem;color:#fff;background:#6b7280;
 vertical-align:.25rem}
-.finished{background:#059669}.running{background:#2563eb}.stopped{background:#d97706}.failed,.hung,.killed{background:#dc2626}
+.finished{background:#059669}.running{background:#2563eb}.stopped{background:#d97706}.failed,.hung,.refused,.killed{background:#dc2626}
 .detail{margin:.6rem 0 0;color:#b91c1c;white-space:pre-wrap;overflow-wrap:anywhere}
 .path{color:var(--soft);font-size:.85rem;margin:.2rem 0 0}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.7rem;margin-top:1.2rem}
