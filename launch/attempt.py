@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.hostfile import Host
-from launch.hosts import ANSWER_S, Reach
+from launch.hosts import ANSWER_S
 from launch.launchers import Command, Plan
 from launch.outcome import Outcome, judge, read_status
 
@@ -44,6 +44,13 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+
+    def pause(self, seconds: float) -> bool:
+        """Wait; False, at once, when told to stop."""
+        deadline = time.monotonic() + seconds
+        while not self.count and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_S))
+        return not self.count
 
 
 @dataclass
@@ -80,9 +87,12 @@ class HostGuard:
         """Take in what the guard tells until it ends."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if not line.startswith("{"):
+            try:
+                facts = json.loads(line)
+            except ValueError:
+                facts = None
+            if not isinstance(facts, dict):
                 continue  # a login script's greeting
-            facts = json.loads(line)
             self.ready = True
             self.ranks = facts.get("ranks", self.ranks)
             self.most_ranks = max(self.most_ranks, self.ranks)
@@ -95,9 +105,9 @@ class HostGuard:
 class Guards:
     """Guards on all hosts of an attempt. None under Slurm, which ends the processes of a job step itself."""
 
-    def __init__(self, hosts: Sequence[Host], reach: Reach, attempt: str, grace_s: float) -> None:
-        words = ("-m", "launch.guard", "--job", attempt, "--grace", f"{grace_s:g}")
-        self.each = [HostGuard(host.name, _open(reach.python(host.name, *words))) for host in hosts]
+    def __init__(self, plan: Plan, hosts: Sequence[Host], grace_s: float) -> None:
+        words = ("-m", "launch.guard", "--job", plan.attempt, "--grace", f"{grace_s:g}", "--remove", str(plan.script))
+        self.each = [HostGuard(host.name, _open(plan.reach.python(host.name, *words))) for host in hosts]
         self._listeners = [threading.Thread(target=guard.listen, daemon=True) for guard in self.each]
         for thread in self._listeners:
             thread.start()
@@ -155,7 +165,7 @@ def run(plan: Plan, commands: Sequence[Command], run_dir: Path, stop: Stop, grac
         grace_s: seconds from that request until the attempt is ended without a checkpoint.
     """
     hosts = [] if plan.launcher == "srun" else plan.hosts
-    guards = Guards(hosts, plan.reach, plan.attempt, grace_s)
+    guards = Guards(plan, hosts, grace_s)
     launchers: list[subprocess.Popen[bytes]] = []
     aborted = None
     try:
@@ -175,7 +185,8 @@ def run(plan: Plan, commands: Sequence[Command], run_dir: Path, stop: Stop, grac
 
 
 def _open(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, errors="replace", start_new_session=True)
 
 
 def _start(command: Command) -> subprocess.Popen[bytes]:
@@ -210,7 +221,7 @@ def _watch(launchers: list[subprocess.Popen[bytes]], guards: Guards, stop: Stop,
             )
             guards.say("stop")
             if not guards.each:
-                launchers[0].send_signal(signal.SIGTERM)  # srun passes it on to its tasks
+                launchers[0].send_signal(signal.SIGUSR1)  # srun passes it on; on SIGTERM it kills its tasks
         if stop.count > 1:
             return "told twice to stop"
         if stopping.seconds(bool(stop.count)) > grace_s:

@@ -17,9 +17,15 @@ from typing import TypedDict
 
 import psutil
 
-PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy")
-CODE = ("megatron_ovenc", "onevision_encoder", "codec", "launch")
-"""Packages that ranks import."""
+PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "safetensors", "av", "pillow")
+"""What ranks compute and decode with."""
+OPTIONAL_PACKAGES = (
+    *("transformer-engine", "flash-attn", "triton"),
+    *("nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+)
+"""The same, but a run may do without."""
+CODE = ("megatron_ovenc", "onevision_encoder", "codec", "launch", "eval")
+"""This project's packages that ranks import."""
 NONCE = "nonce"
 """File in the shared directory that the submitting host writes and every host reads back."""
 
@@ -53,7 +59,7 @@ def addresses() -> dict[str, str]:
     }
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def versions(packages: Sequence[str] = (*PACKAGES, *OPTIONAL_PACKAGES)) -> dict[str, str]:
     """Installed versions, read from package metadata."""
     found = {"python": platform.python_version()}
     for package in packages:

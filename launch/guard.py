@@ -10,12 +10,14 @@ It obeys lines on its standard input and answers with lines of JSON:
 
 Silence for LEASE_S seconds, or the end of the input, means that the submitting host is gone: the guard stops the ranks, gives
 them --grace seconds for their checkpoint, and cleans. So ranks outlive neither a killed launcher nor a cut network for long.
+At its end it removes the file named by --remove: the environment of the ranks, in which secrets may be.
 Processes are known by OVENC_JOB in their environment, which children inherit, whatever started them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import selectors
@@ -79,6 +81,23 @@ class JobProcesses:
         return found
 
 
+def lines(file: int, lease_s: float, look_s: float) -> Iterator[str]:
+    """Whole lines that come through a pipe, "" after `look_s` seconds without any; ends with the pipe or `lease_s` of silence."""
+    selector = selectors.DefaultSelector()
+    selector.register(file, selectors.EVENT_READ)
+    heard, rest = time.monotonic(), b""
+    while time.monotonic() - heard < lease_s:
+        if not selector.select(look_s):
+            yield ""
+            continue
+        chunk = os.read(file, 4096)
+        if not chunk:
+            return
+        heard = time.monotonic()
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+
+
 def _parent(process: psutil.Process) -> int:
     try:
         return process.ppid()
@@ -125,9 +144,10 @@ def _describe(process: psutil.Process) -> str:
 class Guard:
     """One attempt's guard on this host."""
 
-    def __init__(self, attempt: str, grace_s: float) -> None:
+    def __init__(self, attempt: str, grace_s: float, remove: Path | None = None) -> None:
         self._processes = JobProcesses(attempt)
         self._grace_s = grace_s
+        self._remove = remove
         self._stopped: set[int] = set()
         self._ranks = -1
 
@@ -135,7 +155,7 @@ class Guard:
         """Obey the submitting host until it says `clean` or is gone."""
         self._say(earlier=end(self._processes.of_earlier_attempts, CLEAN_S))
         stopping = False
-        for word in self._words():
+        for word in lines(sys.stdin.fileno(), LEASE_S, _LOOK_S):
             stopping |= word == "stop"
             if stopping:
                 self._stop_ranks()
@@ -148,22 +168,9 @@ class Guard:
                 self._stop_ranks()
                 time.sleep(_LOOK_S)
         self._say(left=end(self._processes.all, CLEAN_S))
-
-    def _words(self) -> Iterator[str]:
-        """Words from the submitting host as they come, "" every two seconds; ends when it is gone."""
-        selector = selectors.DefaultSelector()
-        selector.register(sys.stdin, selectors.EVENT_READ)
-        os.set_blocking(sys.stdin.fileno(), False)
-        heard = time.monotonic()
-        while time.monotonic() - heard < LEASE_S:
-            if not selector.select(_LOOK_S):
-                yield ""
-                continue
-            text = os.read(sys.stdin.fileno(), 4096)
-            if not text:
-                return
-            heard = time.monotonic()
-            yield from text.decode().split()
+        if self._remove is not None:
+            with contextlib.suppress(OSError):  # another host's guard was faster
+                self._remove.unlink()
 
     def _stop_ranks(self) -> None:
         """SIGTERM, once, to every rank: also to those that start only now."""
@@ -192,10 +199,11 @@ def main() -> None:
     parser.add_argument(
         "--grace", type=float, default=300, help="seconds for a checkpoint when the submitting host is gone"
     )
+    parser.add_argument("--remove", type=Path, help="file to remove when the attempt has ended")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a guard ends with its attempt
-    Guard(options.job, options.grace).run()
+    Guard(options.job, options.grace, options.remove).run()
 
 
 if __name__ == "__main__":

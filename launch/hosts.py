@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from launch.facts import Facts
+from launch.facts import OPTIONAL_PACKAGES, Facts
 from launch.hostfile import Host
 
 CONNECT_S = 30
@@ -87,7 +87,13 @@ def ask(hosts: Sequence[Host], reach: Reach, shared: Path, port: int) -> Answers
         command = reach.python(host.name, *asked)
         try:
             result = subprocess.run(
-                command, capture_output=True, text=True, timeout=ANSWER_S, stdin=subprocess.DEVNULL, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ANSWER_S,
+                stdin=subprocess.DEVNULL,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return True, f"connected, but did not answer within {ANSWER_S} s"
@@ -120,7 +126,7 @@ def disagreements(facts: Mapping[str, Facts], nonce: str, shared: Path, port: in
         if len(groups) > 1:
             parts = [f"{version} on {_names(names)}" for version, names in groups.items()]
             problems.append(f"{package} differs: {'; '.join(parts)}; install the same version everywhere")
-        elif "missing" in groups:
+        elif "missing" in groups and package not in OPTIONAL_PACKAGES:
             problems.append(f"{package} is not installed for {sys.executable}; install the project there")
     problems += _code_differences(facts)
     if blind := {host: answer["nonce"] for host, answer in facts.items() if answer["nonce"] != nonce}:
@@ -158,37 +164,3 @@ def _groups(values: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _names(hosts: Sequence[str]) -> str:
     return ", ".join(hosts) if len(hosts) <= 4 else f"{', '.join(hosts[:3])} and {len(hosts) - 3} more"
-
-
-def master_address(wanted: str | None, first: str, found: Mapping[str, str]) -> tuple[str, str]:
-    """Where the ranks meet.
-
-    Args:
-        wanted: --master-addr.
-        first: name of the first host.
-        found: its addresses by interface.
-
-    Returns:
-        The address, and the network of its interface (`10.0.0.1/24`), or "" when it is not one of `found`.
-
-    Raises:
-        ValueError: the first host has none or several and none was chosen, or the chosen one is not its own.
-    """
-    listing = ", ".join(f"{address.partition('/')[0]} ({interface})" for interface, address in found.items())
-    if wanted is None:
-        if len(found) != 1:
-            raise ValueError(
-                f"{first} has {listing or 'no address but the loopback'}; say with --master-addr on which one the ranks shall meet"
-            )
-        (network,) = found.values()
-        return network.partition("/")[0], network
-    try:
-        resolved = {str(entry[4][0]) for entry in socket.getaddrinfo(wanted, None)}
-    except OSError as error:
-        raise ValueError(f"--master-addr {wanted} does not resolve: {error}") from error
-    own = [network for network in found.values() if network.partition("/")[0] in resolved]
-    if not own:
-        raise ValueError(
-            f"--master-addr {wanted} is not an address of the first host {first}, which has {listing or 'none'}"
-        )
-    return wanted, own[0]

@@ -56,6 +56,11 @@ class Plan:
     port: int
 
     @property
+    def script(self) -> Path:
+        """environment.sh: exists only while the attempt runs."""
+        return self.directory / "environment.sh"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What every rank gets beside the launcher's own variables."""
         variables = {**self.declared, JOB_VARIABLE: self.attempt}
@@ -114,16 +119,37 @@ def check_slots(launcher: str, hosts: Sequence[Host], local: bool) -> None:
         raise ValueError("--launcher srun wants the same number of tasks on every node; ask for --ntasks-per-node")
 
 
+def ssh_words(launcher: str, text: str) -> tuple[str, ...]:
+    """Words of --ssh-args.
+
+    Raises:
+        ValueError: a launcher cannot hand them to ssh: pdsh and mpirun split at every blank, and pdsh replaces `%h`, `%n`, `%u`.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"--ssh-args {text}: {error}") from error
+    if words and launcher == "srun":
+        raise ValueError("--launcher srun uses no ssh; remove --ssh-args")
+    for word in words if launcher in {"pdsh", "openmpi"} else ():
+        if not word or any(letter.isspace() for letter in word) or ("%" in word and launcher == "pdsh"):
+            raise ValueError(
+                f"--ssh-args: --launcher {launcher} cannot pass the word `{word}` on to ssh, for it has a blank, a % or nothing "
+                "in it; write it into ~/.ssh/config, or use --launcher torchrun"
+            )
+    return words
+
+
 def write_files(plan: Plan) -> None:
     """Write what the commands refer to. environment.sh may hold secrets: only its owner can read it."""
     lines = [f"{host.name} slots={host.slots[-1] + 1}\n" for host in plan.hosts]
     (plan.directory / "hostfile").write_text("".join(lines))
-    script = plan.directory / "environment.sh"
-    script.touch(mode=0o600)
-    script.write_text(shell_exports(plan.environment))
+    if plan.launcher != "srun":
+        plan.script.touch(mode=0o600)
+        plan.script.write_text(shell_exports(plan.environment))
     if plan.launcher == "openmpi":
         (plan.directory / "rank.sh").write_text(
-            f". {shlex.quote(str(script))}\n"
+            f". {shlex.quote(str(plan.script))}\n"
             "export RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE LOCAL_RANK=$OMPI_COMM_WORLD_LOCAL_RANK\n"
             f"exec {shlex.join([sys.executable, '-u', '-m', *plan.rank])}\n"
         )
@@ -156,7 +182,7 @@ def _deepspeed(plan: Plan) -> Command:
     if plan.launcher == "pdsh":
         kept["PDSH_SSH_ARGS_APPEND"] = " ".join([kept.get("PDSH_SSH_ARGS_APPEND", ""), *plan.reach.ssh_options]).strip()
         words += [f"--launcher_args=-t {CONNECT_S}"]
-        words += ["--venv_script", str(plan.directory / "environment.sh"), "--no_local_rank", "--module", *plan.rank]
+        words += ["--venv_script", str(plan.script), "--no_local_rank", "--module", *plan.rank]
     else:
         words += [f"--launcher_args={shlex.join(_mpirun_arguments(plan))}"]
         words += ["--no_local_rank", "--no_python", "bash", str(plan.directory / "rank.sh")]
@@ -193,7 +219,7 @@ def _torchrun(plan: Plan, number: int, host: Host) -> Command:
         str(number),
     ]
     words += ["--nproc_per_node", str(len(host.slots)), "--master_addr", plan.address, "--master_port", str(plan.port)]
-    line = f". {shlex.quote(str(plan.directory / 'environment.sh'))} && exec {shlex.join([*words, '-m', *plan.rank])}"
+    line = f". {shlex.quote(str(plan.script))} && exec {shlex.join([*words, '-m', *plan.rank])}"
     return Command(plan.reach.shell(host.name, line), dict(os.environ))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from launch.doctor.facts import Gpu, HostFacts, Port, Torch
-from launch.facts import PACKAGES, addresses, code, versions
+from launch.facts import addresses, code, versions
 
 ASK_TORCH = """
 import json, torch
@@ -52,7 +52,7 @@ def probe(host: str, system: Path = Path("/sys")) -> HostFacts:
         memlock_bytes=None if memlock == resource.RLIM_INFINITY else memlock,
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
         torch=probe_torch(),
-        versions=versions((*PACKAGES, "transformer-engine", "flash-attn")),
+        versions=versions(),
         code=hashlib.sha256(digests.encode()).hexdigest()[:12],
     )
 

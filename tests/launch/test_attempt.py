@@ -21,7 +21,10 @@ from launch.hosts import Reach
 from launch.launchers import Command, Plan
 from launch.outcome import Outcome, judge, read_status
 from launch.restarts import repeat
+from megatron_ovenc.config import ConfigError
+from megatron_ovenc.train.exit_status import ExitStatus
 
+SRUN = Path(__file__).parent / "stand_ins" / "srun"
 ATTEMPT = f"20260101-000000-test{os.getpid()}.1"
 RANK = """
 import json, os, signal, subprocess, sys, time
@@ -36,6 +39,7 @@ def stop(*_):
     sys.exit(75)
 
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
 status("running")
 worker = subprocess.Popen(["sleep", "300"])
 print("ready", flush=True)
@@ -59,11 +63,11 @@ def marked() -> list[int]:
     return [process.pid for process in guard.JobProcesses(ATTEMPT).all()]
 
 
-def run(rank: Path, end: str, stop: attempt.Stop) -> Outcome:
+def run(rank: Path, end: str, stop: attempt.Stop, launcher: str = "torchrun") -> Outcome:
     plan = Plan(
         attempt=ATTEMPT,
         hosts=[Host("localhost", (0,))],
-        launcher="torchrun",
+        launcher=launcher,
         reach=Reach("local"),
         directory=rank.parent,
         declared={},
@@ -72,7 +76,10 @@ def run(rank: Path, end: str, stop: attempt.Stop) -> Outcome:
         port=0,
     )
     environment = os.environ | plan.environment | {"RANK": "0"}
-    command = Command([sys.executable, str(rank), end, str(rank.parent)], environment)
+    words = [sys.executable, str(rank), end, str(rank.parent)]
+    if launcher == "srun":
+        words = [str(SRUN), "--ntasks=2", "--ntasks-per-node=2", "--nodelist=localhost", *words]
+    command = Command(words, environment)
     return attempt.run(plan, [command], rank.parent, stop, grace_s=30)
 
 
@@ -87,18 +94,21 @@ def test_an_end_is_told_and_what_is_left_is_ended(
     assert "sleep 300" in capfd.readouterr().out, "the worker that outlived its rank is named"
 
 
-def test_a_signal_has_the_ranks_stop_with_a_checkpoint(rank: Path) -> None:
+@pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 2), ("srun", 5)])
+def test_a_signal_has_the_ranks_stop_with_a_checkpoint(rank: Path, launcher: str, processes: int) -> None:
     def send_when_running() -> None:
-        while not (rank.parent / "exit_status.json").exists() or len(marked()) < 2:
+        while not (rank.parent / "exit_status.json").exists() or len(marked()) < processes:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with attempt.Stop() as stop:
         sender = threading.Thread(target=send_when_running)
         sender.start()
-        outcome = run(rank, "lasts", stop)
+        outcome = run(rank, "lasts", stop, launcher)
         sender.join()
     assert outcome == Outcome(75, "stopped at step 7 with a checkpoint; the same command continues")
+    if launcher == "srun":  # Slurm ends what is left in a job step; its stand-in does not
+        guard.end(guard.JobProcesses(ATTEMPT).all, patience_s=10)
     assert not marked()
 
 
@@ -109,7 +119,7 @@ def test_ranks_do_not_outlive_the_host_that_submitted_them(rank: Path) -> None:
     with (
         subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process,
         subprocess.Popen(
-            [sys.executable, "-m", "launch.guard", "--job", ATTEMPT, "--grace", "30"],
+            [sys.executable, "-m", "launch.guard", "--job", ATTEMPT, "--grace", "30", "--remove", str(rank)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
@@ -122,6 +132,21 @@ def test_ranks_do_not_outlive_the_host_that_submitted_them(rank: Path) -> None:
         assert watcher.wait(60) == 0
     assert read_status(rank.parent, ATTEMPT)["status"] == "stopped"
     assert not marked()
+    assert not rank.exists(), "what may hold secrets is removed, although the submitting host is gone"
+
+
+def test_a_line_that_comes_in_pieces_is_one_line() -> None:
+    reader, writer = os.pipe()
+    heard = guard.lines(reader, lease_s=30, look_s=0.01)
+    os.write(writer, b"be")
+    assert next(heard) == ""
+    os.write(writer, b"at\ncle\xc3")
+    assert next(heard) == "beat"
+    assert next(heard) == ""
+    os.write(writer, b"\xa4n\nclean\nst")
+    os.close(writer)
+    assert list(heard) == ["cle\u00e4n", "clean"]
+    os.close(reader)
 
 
 def test_what_ignores_sigterm_is_killed() -> None:
@@ -179,6 +204,14 @@ def test_every_abnormal_end_is_an_exit_code(
     assert outcome.worth_another == (code not in {0, 2, 75})
 
 
+def test_a_refusal_by_the_ranks_is_told_as_such(tmp_path: Path) -> None:
+    """What only all ranks together can find, whatever their launcher makes of the exit code."""
+    with pytest.raises(ConfigError), ExitStatus(tmp_path, rank=0).failures():
+        raise ConfigError("no checkpoint can be resumed")
+    outcome = judge(1, json.loads((tmp_path / "exit_status.json").read_text()))
+    assert outcome == Outcome(2, "ConfigError: no checkpoint can be resumed")
+
+
 def test_the_status_of_another_attempt_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "exit_status.json"
     assert read_status(tmp_path, ATTEMPT) == {}
@@ -187,6 +220,9 @@ def test_the_status_of_another_attempt_does_not_count(tmp_path: Path) -> None:
         assert read_status(tmp_path, ATTEMPT) == {}
     path.write_text(json.dumps({"status": "finished", "job": ATTEMPT}))
     assert read_status(tmp_path, ATTEMPT)["status"] == "finished"
+
+
+NOT_READY = ValueError("b is unreachable")
 
 
 @pytest.mark.parametrize(
@@ -198,28 +234,29 @@ def test_the_status_of_another_attempt_does_not_count(tmp_path: Path) -> None:
         ([2], [], 5, 1, 2, "end 1"),
         ([1, 1, 1], [100, 100, 100], 5, 3, 1, "given up: 2 restarts from step 100 reached no further checkpoint"),
         ([1, 1, 1, 1], [100, 100, 200], 3, 4, 1, "end 4"),
-        ([1, ValueError("b is unreachable")], [100], 5, 2, 1, "end 1; not started again: b is unreachable"),
+        ([1, 1, NOT_READY, NOT_READY, 0], [100, 200], 2, 3, 0, "end 5"),
+        ([1, *[NOT_READY] * 20], [100], 5, 2, 1, "end 1; not started again: after 995 s of waiting, b is unreachable"),
     ],
 )
 def test_a_failed_run_restarts_but_not_in_vain(
     codes: list[int | ValueError], steps: list[int], restarts: int, attempts: int, code: int, reason: str
 ) -> None:
-    made: list[int] = []
+    tried: list[int] = []
 
     def one(number: int) -> Outcome:
-        made.append(number)
-        end = codes[number - 1]
+        tried.append(number)
+        end = codes[len(tried) - 1]
         if isinstance(end, ValueError):
             raise end
-        return Outcome(end, f"end {number}")
+        return Outcome(end, f"end {len(tried)}")
 
     found = iter(steps)
-    outcome = repeat(one, lambda: next(found), restarts)
-    assert made == list(range(1, attempts + 1))
+    outcome = repeat(one, lambda: next(found), restarts, pause=lambda seconds: True)
+    assert sorted(set(tried)) == list(range(1, attempts + 1))
     assert outcome.code == code
     assert outcome.reason.endswith(reason)
 
 
 def test_a_job_that_was_told_to_stop_is_not_restarted() -> None:
-    outcome = repeat(lambda number: Outcome(1, "failed"), lambda: 0, restarts=3, may_restart=lambda: False)
+    outcome = repeat(lambda number: Outcome(1, "failed"), lambda: 0, restarts=3, pause=lambda seconds: False)
     assert outcome.reason == "failed; told to stop, so not started again"
