@@ -1,7 +1,6 @@
 """What the launcher runs on every rank: train one configuration.
 
-    deepspeed --hostfile hostfiles/two_nodes --master_addr 10.0.0.1 --no_local_rank \\
-        --module launch.pretrain --config configs/large_video.yaml
+    python -m launch.submit --hostfile hostfiles/sixteen_nodes --config configs/large_video.yaml   # by DeepSpeed's launcher, say
     torchrun --nproc_per_node 8 -m launch.pretrain --config configs/large_video.yaml --set train.seed=1
     python -m launch.pretrain --config configs/demo_cpu.yaml                       # one process
 

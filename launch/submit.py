@@ -1,8 +1,8 @@
 """Start a run on many hosts: check first, start by a launcher, end clean, start again from the last checkpoint.
 
     python -m launch.submit --hostfile hostfiles/two_nodes --config configs/large_video.yaml --env-file launch/env/infiniband.env
-    python -m launch.submit --hostfile H --config C --dry-run              # checks, prints the command, starts nothing
-    python -m launch.submit --launcher srun --config C                     # inside a Slurm allocation
+    python -m launch.submit --hostfile hostfiles/one_node --config configs/large_video_8gpu.yaml --dry-run   # starts nothing
+    python -m launch.submit --launcher srun --config configs/large_video.yaml                     # inside a Slurm allocation
 
 Exit codes: those of launch.pretrain (0 finished, 75 stopped with a checkpoint, 2 refused or wrong configuration). Anything else is
 a failure, 128 + n where a rank was killed by signal n. What was started is in <run_dir>/launch/<job>.<attempt>/.

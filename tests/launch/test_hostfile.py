@@ -16,11 +16,14 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 THREE = [Host("a", (0, 1)), Host("b", (0, 1, 2, 3)), Host("c", (0, 1))]
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("one_node", 8), ("two_nodes", 16), ("sixteen_nodes", 128)])
-def test_the_examples_are_read(name: str, ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "first", "ranks"),
+    [("one_node", "localhost", 8), ("two_nodes", "node001", 16), ("sixteen_nodes", "node001", 128)],
+)
+def test_the_examples_are_read(name: str, first: str, ranks: int) -> None:
     hosts = read_hostfile(ROOT / "hostfiles" / name)
     assert world_size(hosts) == ranks
-    assert hosts[0] == Host("node001", tuple(range(8)))
+    assert hosts[0] == Host(first, tuple(range(8)))
 
 
 def test_comments_and_blank_lines(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Hosts other than this one are played by stand-ins of ssh, srun and scontrol; tes
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import shlex
@@ -21,13 +20,10 @@ import psutil
 import pytest
 
 from launch import submit
-from launch.facts import CODE, OPTIONAL_PACKAGES, PACKAGES, Facts, addresses
+from launch.facts import addresses
 from launch.guard import JobProcesses
 from launch.hostfile import Host
-from launch.hosts import Reach, disagreements
 from launch.job import Job
-from launch.launchers import Plan, commands, forwarding_notes, ssh_words, write_files
-from launch.meeting import master_address, next_address
 from tests.data.samples import image_bytes, write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -200,142 +196,6 @@ def test_a_restart_goes_on_without_lost_hosts_if_it_may(
     assert sorted(launched) == ["1", "2", "3"], "a refused attempt leaves nothing"
 
 
-def plan(launcher: str, directory: Path, **changes: object) -> Plan:
-    settings = {
-        "attempt": "job.1",
-        "hosts": [Host("a", (0, 1)), Host("b", (1, 3))],
-        "launcher": launcher,
-        "reach": Reach(ssh_args=("-p", "2222")),
-        "directory": directory,
-        "declared": {"NCCL_SOCKET_IFNAME": "^lo,docker0"},
-        "address": "10.0.0.1",
-        "network": "10.0.0.1/24",
-        "port": 29500,
-    }
-    return Plan(**(settings | changes))  # type: ignore[arg-type]
-
-
-def test_the_pdsh_command_leaves_nothing_to_deepspeeds_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NCCL_DEBUG", "INFO")
-    monkeypatch.chdir(ROOT)
-    (command,) = commands(plan("pdsh", tmp_path))
-    words = command.words
-    for flag, value in [
-        ("--master_addr", "10.0.0.1"),
-        ("--include", "a:0,1@b:1,3"),
-        ("--venv_script", str(tmp_path / "environment.sh")),
-    ]:
-        assert words[words.index(flag) + 1] == value
-    assert {"--force_multi", "--no_ssh_check"} <= set(words)
-    assert not any(name.startswith("NCCL") for name in command.environment), "carried by environment.sh alone"
-    assert "-p 2222" in command.environment["PDSH_SSH_ARGS_APPEND"]
-    assert not Path(command.environment["DS_ENV_FILE"]).is_file()
-    with pytest.raises(ValueError, match="a run has characters that the remote shell would change"):
-        commands(plan("pdsh", tmp_path / "a run"))
-
-
-def test_under_openmpi_ranks_learn_their_place_from_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    one = plan("openmpi", tmp_path, hosts=[Host("a", (0, 1))])
-    (command,) = commands(one)
-    (launcher_args,) = (word for word in command.words if word.startswith("--launcher_args="))
-    assert "btl_tcp_if_include 10.0.0.1/24" in launcher_args
-    write_files(one)
-    script = (tmp_path / "rank.sh").read_text().replace("exec ", "env -0; : ")
-    place = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
-    output = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ | place)
-    told = dict(entry.split("=", 1) for entry in output.stdout.split("\0") if entry)
-    assert told.items() >= {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1"}.items()
-    assert told["NCCL_SOCKET_IFNAME"] == "^lo,docker0"
-
-
-def test_the_environment_is_for_its_owner_alone(tmp_path: Path) -> None:
-    write_files(plan("torchrun", tmp_path, declared={"WANDB_API_KEY": "secret"}))
-    assert "secret" in (tmp_path / "environment.sh").read_text()
-    assert (tmp_path / "environment.sh").stat().st_mode & 0o777 == 0o600
-
-
-def test_what_a_launcher_cannot_pass_to_ssh_is_refused() -> None:
-    blank, percent = "-o 'ProxyCommand=nc %h %p'", "-S ~/.ssh/%h"
-    assert ssh_words("torchrun", blank) == ("-o", "ProxyCommand=nc %h %p")
-    assert ssh_words("openmpi", percent) == ("-S", "~/.ssh/%h")
-    assert ssh_words("pdsh", "-p 2222 -i key") == ("-p", "2222", "-i", "key")
-    for launcher, text, word in [
-        ("pdsh", blank, "ProxyCommand=nc %h %p"),
-        ("openmpi", "-i ''", ""),
-        ("pdsh", percent, "~/.ssh/%h"),
-    ]:
-        with pytest.raises(ValueError, match=f"--launcher {launcher} cannot pass the word `{word}` on to ssh"):
-            ssh_words(launcher, text)
-    with pytest.raises(ValueError, match="--launcher srun uses no ssh"):
-        ssh_words("srun", "-p 2222")
-
-
-def test_what_deepspeed_would_have_sent_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / ".deepspeed_env").touch()
-    notes = forwarding_notes({"NCCL_DEBUG": "INFO"}, {"NCCL_DEBUG": "INFO", "UCX_TLS": "rc", "HOME": "/"})
-    assert notes == [
-        "UCX_TLS are set here, but reach the ranks only when a line of --env-file names them",
-        ".deepspeed_env is not read; its lines work in a file given by --env-file",
-    ]
-
-
-def test_the_master_address_is_not_guessed() -> None:
-    one, two = {"ib0": "10.0.0.1/24"}, {"eth0": "192.168.0.1/16", "ib0": "10.0.0.1/24"}
-    assert master_address(None, "a", one) == ("10.0.0.1", "10.0.0.1/24")
-    assert master_address("10.0.0.1", "a", two) == ("10.0.0.1", "10.0.0.1/24")
-    for wanted, found, message in [
-        (None, two, r"a has 192.168.0.1 \(eth0\), 10.0.0.1 \(ib0\); say with --master-addr"),
-        (None, {}, "no address but the loopback"),
-        ("10.0.0.9", two, "is not an address of the first host a"),
-        ("no-such-name.invalid", two, "does not resolve"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            master_address(wanted, "a", found)
-
-
-def test_another_first_host_is_met_on_the_same_network() -> None:
-    found = {"eth0": "192.168.0.2/16", "ib0": "10.0.0.2/24"}
-    assert next_address("b", found, "10.0.0.1/24") == ("10.0.0.2", "10.0.0.2/24")
-    for network, others in [("10.0.1.1/24", {}), ("10.0.0.1/24", {"ib1": "10.0.0.3/24"})]:
-        with pytest.raises(ValueError, match=r"b cannot take the first host's place: .*10\.0\.0\.2/24"):
-            next_address("b", found | others, network)
-
-
-def test_hosts_that_agree_have_no_problem(tmp_path: Path) -> None:
-    facts = Facts(addresses={}, versions={"torch": "2.8.0"}, code={"a.py": "1"}, nonce="n", port_free=True)
-    assert disagreements({"a": facts, "b": facts}, "n", tmp_path, 1) == []
-
-
-def test_a_package_that_is_not_everywhere_is_a_problem_even_if_a_run_may_do_without(tmp_path: Path) -> None:
-    def facts(version: str) -> Facts:
-        return Facts(addresses={}, versions={"flash-attn": version}, code={}, nonce="n", port_free=True)
-
-    found = disagreements({"a": facts("2.7"), "b": facts("missing")}, "n", tmp_path, 1)
-    assert found == ["flash-attn differs: 2.7 on a; missing on b; install the same version everywhere"]
-    assert disagreements({"a": facts("missing"), "b": facts("missing")}, "n", tmp_path, 1) == []
-
-
-def test_all_that_ranks_import_is_compared() -> None:
-    """This project's packages by their digests, others by their versions."""
-    imported: set[str] = set()
-    for path in (path for package in CODE for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                imported.add(node.module.partition(".")[0])
-    ours = {name for name in imported if (ROOT / name).is_dir()}
-    assert ours == set(CODE)
-    by_package = {"megatron": "megatron-core", "PIL": "pillow", "nvidia": "nvidia-dali-cuda130"}
-    without_influence = {"mpi4py", "psutil", "rich", "packaging", "wandb", "yaml"}
-    without_influence |= {"codec_video_prep", "mvextractor"}  # codec.bench measures beside them
-    others = imported - ours - set(sys.stdlib_module_names) - without_influence
-    compared = {by_package.get(name, name.replace("_", "-")) for name in others}
-    assert compared <= {*PACKAGES, *OPTIONAL_PACKAGES}
-
-
 def clean_environment() -> dict[str, str]:
     hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     return {key: value for key, value in os.environ.items() if key not in hidden} | {"OMP_NUM_THREADS": "1"}
@@ -402,37 +262,3 @@ def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, address: 
     assert (tmp_path / "requeued").read_text() == "4711\n"
     assert json.loads((run_dir / "exit_status.json").read_text())["status"] == "stopped"
     assert not psutil.wait_procs(everything, timeout=5)[1]
-
-
-@pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [(0, 0, False), (2, 0, False), (75, 0, True), (1, 4, True), (137, 5, False)]
-)
-def test_the_sbatch_file_requeues_a_bounded_number_of_times(
-    code: int, restarts: int, requeued: bool, tmp_path: Path
-) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\nexit {code}\n')
-    python.chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}:{STAND_INS}:{os.environ['PATH']}",
-        "SLURM_JOB_NODELIST": "a,b",
-        "SLURM_JOB_ID": "4711",
-        "SLURM_SUBMIT_DIR": str(ROOT),
-        "SLURM_RESTART_COUNT": str(restarts),
-        "SLURM_REQUEUED": str(tmp_path / "requeued"),
-        "MAX_REQUEUES": "5",
-    }
-    words = ["bash", "launch/slurm/pretrain.sbatch", "--config", "c.yaml", "--restarts", "7"]
-    assert subprocess.run(words, cwd=ROOT, env=environment, check=False).returncode == code
-    assert (tmp_path / "requeued").exists() == requeued
-    options = submit.arguments((tmp_path / "words").read_text().split()[2:])
-    assert (options.launcher, options.master_addr, options.restarts) == ("srun", "a", 7)
-
-
-def test_the_commands_of_the_cluster_page_are_understood() -> None:
-    page = (ROOT / "docs" / "cluster.md").read_text() + (ROOT / "README.md").read_text()
-    lines = [line for line in page.replace("\\\n", " ").splitlines() if line.startswith("python -m launch.submit ")]
-    assert len(lines) >= 2
-    for line in lines:
-        options = submit.arguments(shlex.split(line)[3:])
-        assert all((ROOT / path).is_file() for path in (options.config, options.hostfile, options.env_file)), line
