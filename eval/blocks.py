@@ -9,14 +9,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from eval.ranks import Ranks
+
 BLOCK = 32
 """Samples of a block: the smallest share of the work that a rank can have."""
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+"""Where Linux tells what memory is left, and what a container may use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,29 +94,64 @@ class BlockStore:
         return self._folder / f"{number:06d}.{suffix}"
 
 
-def check_room(needed: int, cache: Path | None) -> None:
+def check_room(needed: int, cache: Path | None, ranks: Ranks) -> None:
     """Refuse, before anything is decoded, tokens that will not fit: on the cache's disk, or in memory without one.
+
+    What counts is what all ranks together put in one place. Collective, so that all refuse.
 
     Args:
         needed: bytes of this rank's tokens, at most.
         cache: where they will be kept.
+        ranks: who shares the work.
 
     Raises:
         ValueError: there is less room than that.
     """
-    if cache is not None:
-        room, place = shutil.disk_usage(_existing(cache)).free, f"--cache {cache} has room for"
+    if cache is None:
+        together = _in_one_memory(needed, ranks)
+        room, place = available_memory(), "memory available on this machine is"
     else:
-        room, place = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory is"
-    if needed > room:
-        raise ValueError(
-            f"the tokens of this data set take up to {needed / 2**30:.0f} GiB, but {place} {room / 2**30:.0f} GiB; "
-            "give --cache on a larger disk, fewer --tokens or --clips, or more ranks"
+        together = _on_one_disk(needed, cache, ranks)
+        room, place = shutil.disk_usage(cache).free, f"--cache {cache} has room for"
+    complaint = None
+    if together > room:
+        complaint = (
+            f"the tokens of this data set take up to {together / 2**30:.1f} GiB, but {place} {room / 2**30:.1f} GiB; "
+            "give --cache on a larger disk, fewer --tokens or --clips, or more machines"
         )
+    if complaints := [each for each in ranks.gather(complaint) if each is not None]:
+        raise ValueError(complaints[0])
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.absolute().parent)
+def available_memory() -> int:
+    """Bytes that can be taken without swapping, on this machine or in this container."""
+    kibibytes = re.search(r"^MemAvailable:\s+(\d+) kB", _text(MEMINFO), re.MULTILINE)
+    room = int(kibibytes[1]) * 1024 if kibibytes else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _text(CGROUP).strip()
+    return min(room, int(limit)) if limit.isdigit() else room
+
+
+def _text(path: Path) -> str:
+    """Empty where there is no such file."""
+    return path.read_text() if path.exists() else ""
+
+
+def _in_one_memory(needed: int, ranks: Ranks) -> int:
+    """Bytes of all ranks of this host."""
+    here = socket.gethostname()
+    return sum(theirs for host, theirs in ranks.gather((here, needed)) if host == here)
+
+
+def _on_one_disk(needed: int, cache: Path, ranks: Ranks) -> int:
+    """Bytes of all ranks that see this rank's files in `cache`: it may be storage of all hosts, or of each its own."""
+    cache.mkdir(parents=True, exist_ok=True)
+    marks = [cache / f"{rank}.here" for rank in range(ranks.world)]
+    marks[ranks.rank].touch()
+    everyone = ranks.gather(needed)  # from here on all marks are there
+    together = sum(theirs for theirs, mark in zip(everyone, marks, strict=True) if mark.exists())
+    ranks.gather(None)  # from here on nobody looks for them
+    marks[ranks.rank].unlink()
+    return together
 
 
 def _npy(array: np.ndarray) -> bytes:

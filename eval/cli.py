@@ -1,6 +1,7 @@
 """What the commands of this room have in common: options, features, and the report they end with.
 
-Exit codes: 0 measured; 3 measured, but some samples are missing or could not be read; 2 wrong arguments or data.
+Exit codes: 0 measured; 3 measured, but some samples are missing or could not be read; 2 wrong arguments or data; 1 a rank that the
+others wait for is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.console import Console
 from eval.datasets import FORMATS, Dataset, read_splits
 from eval.features import Features, extract
 from eval.options_file import with_options_file
-from eval.ranks import Ranks, joined
+from eval.ranks import Ranks, SilentRank, joined
 from eval.report import Row, check_writable, describe, table, write_json
 from eval.views import CodecPatches, Picture, SampleView, UniformFrames
 
@@ -97,7 +98,7 @@ def run(
     try:
         options = parser.parse_args(with_options_file(parser, sys.argv[1:] if arguments is None else list(arguments)))
         measure = build(options)
-        check_writable(options.output)
+        check_writable(options.output, options.cache)
         _check_numbers(options)
         splits = read_splits(options.format, root=options.root, train=options.train, val=options.val)
         with joined(options.device) as (ranks, device):
@@ -113,6 +114,9 @@ def run(
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
+    except SilentRank as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
     # One rank tells: launchers end all ranks when one returns anything but 0, and the main one may still be writing.
     return EXIT_UNREADABLE if ranks.is_main and (train.failures or val.failures) else 0
 

@@ -127,14 +127,14 @@ def extract(
     mine = range(ranks.rank, -(-count // BLOCK), ranks.world)
     pending = [block for block in mine if not store.holds(block, keep_tokens)]
     if keep_tokens:
-        check_room(len(pending) * BLOCK * clips * view.max_tokens * encoder.width * 2, cache)
+        check_room(len(pending) * BLOCK * clips * view.max_tokens * encoder.width * 2, cache, ranks)
     todo = [sample for block in pending for sample in dataset.samples[block * BLOCK : (block + 1) * BLOCK]]
     looks = ordered_map(partial(look, view, clips), todo, workers)
     shown = track(looks, title, total=len(todo), console=console, disable=console is None)
     iterator = iter(shown)
     for block in pending:
         names = [sample.name for sample in dataset.samples[block * BLOCK : (block + 1) * BLOCK]]
-        store.put(block, _encode(encoder, iterator, names, clips, batch_size, keep_tokens))
+        store.put(block, _encode(encoder, iterator, names, clips, batch_size, keep_tokens, ranks))
     for _ in iterator:  # lets the progress bar finish
         pass
     facts = {
@@ -166,6 +166,7 @@ def _encode(
     clips: int,
     batch_size: int,
     keep_tokens: bool,
+    ranks: Ranks,
 ) -> Block:
     """The features of one block."""
     count = len(names)
@@ -173,6 +174,7 @@ def _encode(
     found: dict[tuple[int, int], np.ndarray] = {}
     failures: dict[int, str] = {}
     for start in range(0, count, batch_size):
+        ranks.progress()
         batch = list(enumerate(islice(looks, min(batch_size, count - start)), start))
         failures |= {row: str(views) for row, views in batch if isinstance(views, BadSample)}
         seen = [(row, clip, view) for row, views in batch if isinstance(views, list) for clip, view in enumerate(views)]

@@ -1,7 +1,8 @@
 """k-NN of the encoder that is being trained, every `eval.every` steps, on all of its ranks.
 
-Data rank r of n encodes samples r, r + n, ...; embeddings meet on the main rank, which compares them. Nothing random is drawn and
-no training sample is consumed, so that a run's losses are the same with and without. A damaged sample is named and left out.
+Data rank r of n encodes samples r, r + n, ... and keeps their embeddings; `eval.shared_knn` compares them where they are. Nothing
+random is drawn and no training sample is consumed, so that a run's losses are the same with and without. A damaged sample is named
+and left out.
 
 All data ranks make the same number of forward passes, because sharded parameters are gathered in each: a rank that has no sample
 left encodes a blank one.
@@ -9,21 +10,23 @@ left encodes a blank one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
 
 from eval.datasets import Dataset
 from eval.in_training_data import evaluation_data
-from eval.knn import neighbour_votes
 from eval.reading import look
 from eval.scores import score
+from eval.shared_knn import Share, shared_votes
 from eval.views import CodecPatches, Picture, SampleView, UniformFrames
 from eval.workers import ordered_map
 from megatron_ovenc.config import RunConfig
@@ -60,7 +63,7 @@ class TrainingExaminer:
             sharding: its parameters' whereabouts.
             topology: the ranks.
             say: tells a person.
-            alive: tells the watchdog, before each batch and each part of the comparison.
+            alive: tells the watchdog, before each batch and each meeting of the ranks.
 
         Raises:
             ConfigError: see `evaluation_data`.
@@ -70,61 +73,65 @@ class TrainingExaminer:
         self._data = evaluation_data(config)
 
     def __call__(self, step: int) -> dict[str, float]:
-        """`knn_top1` and `knn_top5` in percent, and `bad_samples`; nothing when it is not time to evaluate."""
+        """`knn_top1` and `knn_top5` in percent, and `bad_samples`, on the main rank; nothing when it is not time to evaluate."""
         if self._data is None or (step % self._config.eval.every and step != self._config.train.steps):
             return {}
-        found = [self._embed(part) for part in self._data]
-        result = [self._judge(step, self._data, found) if self._topology.is_main else {}]
-        self._alive()
-        # Here the others wait for the main rank, and not in the next step's first collective, where that would pass for a hang.
-        dist.broadcast_object_list(result, src=0, group=self._topology.host_group)
-        return result[0]
-
-    def _judge(
-        self, step: int, data: tuple[Dataset, Dataset], found: Sequence[tuple[np.ndarray, np.ndarray]]
-    ) -> dict[str, float]:
-        """What the embeddings of both parts come to; on the main rank."""
-        (train, known), (val, answered) = found
-        labels = [np.array([sample.labels[0] for sample in part.samples]) for part in data]
+        (train, known), (val, answered) = (self._embed(part) for part in self._data)
         bad = int((~known).sum() + (~answered).sum())
         k = min(self._config.eval.k, int(known.sum()))
         if k == 0:
             self._say("no sample of eval.train can be read; training goes on", alarm="EVALUATION FAILED")
-            return {"bad_samples": bad}
-        classes = len(data[0].classes)
-        votes = neighbour_votes(train[known], labels[0][known], val, classes=classes, k=k, on_chunk=self._alive)
-        scores = score(votes, labels[1], answered)
+            return {"bad_samples": bad} if self._topology.is_main else {}
+        labels = [torch.tensor([sample.labels[0] for sample in part.samples]) for part in self._data]
+        votes = shared_votes(
+            train,
+            labels[0][train.rows],
+            val,
+            counts=(len(labels[0]), len(labels[1])),
+            classes=len(self._data[0].classes),
+            k=k,
+            topology=self._topology,
+            alive=self._alive,
+        )
+        if votes is None:
+            return {}
+        scores = score(votes, labels[1].numpy(), answered.numpy())
         self._say(
             f"step {step}: {k}-NN top-1 {scores.top1:.2f} % of {scores.samples} held-out samples, {bad} unreadable"
         )
         return {"knn_top1": scores.top1, "knn_top5": scores.top5, "bad_samples": bad}
 
-    def _embed(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings float32 [N, D] and which of them there are, bool [N]; on the main rank."""
+    def _embed(self, dataset: Dataset) -> tuple[Share, Tensor]:
+        """This rank's samples, and which samples any rank could read, bool [N]."""
         topology, count, batch_size = self._topology, len(dataset.samples), self._config.eval.batch_size
         share = -(-count // topology.data)
         batches = _Batches(self._looks(dataset), batch_size, self._config.model.patch_size)
         stream = BatchStream(source=cast(BatchSource, batches), topology=topology)
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        rows, vectors = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, self._config.model.hidden_size)]
         with torch.no_grad():  # not inference mode: what fully_shard gathers must serve the next step
             for _ in range(-(-share // batch_size)):
                 self._alive()
                 batch = stream.next()
                 pooled = self._encoder(batch.patches, batch.positions, batch.cu_seqlens).pooled
-                found.append((batch.labels[:, 0].cpu().numpy(), pooled.float().cpu().numpy()))
+                rows.append(batch.labels[:, 0].cpu())
+                vectors.append(F.normalize(pooled.float(), dim=1).cpu())
         self._sharding.release()
-        mine = (found, batches.failures) if topology.tensor_rank == 0 else ([], {})
-        everyone: list[Any] | None = [None] * topology.world if topology.is_main else None
-        dist.gather_object(mine, everyone, dst=0, group=topology.host_group)  # from all ranks, on the host
-        embeddings = np.zeros((count, self._config.model.hidden_size), np.float32)
-        there = np.zeros(count, bool)
-        for parts, failures in everyone or ():
-            for rows, vectors in parts:
-                kept = rows != _BLANK
-                embeddings[rows[kept]], there[rows[kept]] = vectors[kept], True
-            for row, reason in sorted(failures.items()):
-                self._say(f"evaluation: {dataset.samples[row].name} cannot be read: {reason}")
-        return embeddings, there
+        # Ranks of a tensor group have the same samples: those of its first count.
+        kept = (torch.cat(rows) != _BLANK) & (topology.tensor_rank == 0)
+        mine = Share(torch.cat(rows)[kept], torch.cat(vectors)[kept])
+        there = torch.zeros(count, dtype=torch.uint8)
+        there[mine.rows] = 1
+        dist.all_reduce(there, group=topology.host_group)  # over all ranks, on the host: each sample is one rank's
+        self._tell_failures(dataset, batches.failures)
+        return mine, there.bool()
+
+    def _tell_failures(self, dataset: Dataset, mine: dict[int, str]) -> None:
+        everyone: list[dict[int, str]] = [{}] * self._topology.world
+        wanted = everyone if self._topology.is_main else None
+        # Over all ranks, on the host, to the one that speaks.
+        dist.gather_object(mine, wanted, dst=0, group=self._topology.host_group)
+        for row, reason in sorted(item for failures in everyone for item in failures.items()):
+            self._say(f"evaluation: {dataset.samples[row].name} cannot be read: {reason}")
 
     def _looks(self, dataset: Dataset) -> Iterator[tuple[int, list[View] | BadSample]]:
         """This data rank's samples, by row; only its first tensor rank asks for any."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +50,7 @@ def evaluate(train: Features, val: Features, *, k: int = 20) -> KnnResult:
     return KnnResult(k=k, scores=score(votes, val.labels, val.answered))
 
 
-def neighbour_votes(
-    train: np.ndarray,
-    labels: np.ndarray,
-    queries: np.ndarray,
-    *,
-    classes: int,
-    k: int,
-    on_chunk: Callable[[], None] = lambda: None,
-) -> np.ndarray:
+def neighbour_votes(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, classes: int, k: int) -> np.ndarray:
     """Votes float32 [Q, classes] for `queries` [Q, D] of the k rows of `train` [N, D] with the highest cosine.
 
     Args:
@@ -66,13 +58,11 @@ def neighbour_votes(
         labels: int [N] or bool [N, classes].
         classes: number of them.
         k: at most N.
-        on_chunk: called before each part of the work, seconds of it.
     """
     train, queries = unit(train), unit(queries)
     votes = np.zeros((len(queries), classes), np.float32)
     step = max(1, _CHUNK_ELEMENTS // len(train))
     for start in range(0, len(queries), step):
-        on_chunk()
         cosines = queries[start : start + step] @ train.T
         nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
         weights = np.exp((np.take_along_axis(cosines, nearest, axis=1) - 1) / TEMPERATURE)

@@ -151,6 +151,7 @@ def predict(probe: nn.Module, features: Features, config: ProbeConfig, *, device
     mine = np.flatnonzero(features.answered & features.mine)
     found = np.zeros((len(mine), len(features.classes)), np.float32)
     for start in range(0, len(mine), config.batch_size):
+        features.ranks.progress()
         samples = mine[start : start + config.batch_size]
         for clip in range(clips):
             logits = probe(*_inputs(config.kind, features, samples, np.full(len(samples), clip), device)).float()

@@ -99,14 +99,19 @@ def write_json(path: Path, content: object) -> None:
     os.replace(temporary, path)
 
 
-def check_writable(output: Path) -> None:
-    """Raises ValueError where a result could not be written at the end."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {output}: its directory cannot be made: {error.strerror}") from error
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"--output {output} cannot be written; name a JSON file in a writable directory")
+def check_writable(output: Path, cache: Path | None) -> None:
+    """Raises ValueError where a result or features could not be written at the end."""
+    for flag, given, directory in (("--output", output, output.parent), ("--cache", cache, cache)):
+        if directory is None:
+            continue
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{flag} {given}: the directory cannot be made: {error.strerror}") from error
+        if not os.access(directory, os.W_OK):
+            raise ValueError(f"{flag} {given} cannot be written; name a writable directory")
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a directory; name a JSON file")
 
 
 def table(title: str, rows: Sequence[Row], report: dict[str, object]) -> Table:

@@ -10,12 +10,13 @@ compared with the Hugging Face model on random input. Packing it again gives the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_ovenc.config import CheckpointConfig, RunConfig, TrainConfig, dump
+from megatron_ovenc.config import CheckpointConfig, ConfigError, RunConfig, TrainConfig, dump
 from megatron_ovenc.model.published import published_values
 from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
@@ -40,8 +41,9 @@ def import_model(source: Path, output: Path, num_heads: int | None = None) -> tu
         Its path, and the largest difference of a forward pass between what it holds and the Hugging Face model.
 
     Raises:
-        ConfigError: the weights cannot be read or do not make an encoder.
+        ConfigError: the weights cannot be read or do not make an encoder, or `output` is taken or cannot be written.
     """
+    _check_output(output)
     model, published = read_weights(source)
     if num_heads is not None:
         model = replace(model, num_heads=num_heads)
@@ -61,6 +63,17 @@ def import_model(source: Path, output: Path, num_heads: int | None = None) -> tu
         read_back = build_encoder(model, read_weights(written)[1], str(written), topology)
         inputs = random_inputs(model.patch_size)
         return written, largest_difference(forward(read_back, inputs), forward_published(hugging_face.float(), inputs))
+
+
+def _check_output(output: Path) -> None:
+    """A checkpoint of step 0 beside a run's own would be taken for its beginning."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file: give a new directory")
+    if output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"--output {output} is not empty: give a new directory, or remove it first")
+    place = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ConfigError(f"--output {output} cannot be made: {place} is no directory that can be written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

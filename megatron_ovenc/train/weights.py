@@ -117,7 +117,9 @@ def _read_pt(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(
             f"{path} cannot be read as a state dict of tensors: the file is damaged, cut off or of another kind ({reason})"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
         raise ConfigError(f"{path} does not hold a plain state dict of tensors")
     return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
 

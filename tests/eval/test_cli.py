@@ -155,6 +155,8 @@ def test_another_makers_encoder_at_the_same_budget(clips: Path, tmp_path: Path) 
         (("--max-bad-share", "0", "--tokens", "4"), "1 of 8 training samples cannot be read"),
         (("--format", "ssv2"), "--format ssv2 reads the published data set in --root"),
         (("--config", "absent.yaml"), "--config absent.yaml cannot be read"),
+        (("--cache", __file__), "the directory cannot be made: File exists"),
+        (("--output", str(Path(__file__).parent)), "is a directory; name a JSON file"),
     ],
 )
 def test_what_is_wrong_is_said(

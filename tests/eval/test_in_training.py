@@ -17,6 +17,7 @@ import torch
 from eval.datasets import Dataset
 from eval.in_training import TrainingExaminer
 from eval.in_training_data import evaluation_data
+from eval.shared_knn import Share
 from megatron_ovenc.config import ConfigError, DataConfig, EvalConfig, ParallelConfig, RunConfig, check
 from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
@@ -65,7 +66,7 @@ def train_and_signal(topology: Topology, config: RunConfig, at: int) -> str:
     """SIGTERM reaches the last rank while it embeds, after `at` steps."""
     embed = TrainingExaminer._embed
 
-    def signalled(self: TrainingExaminer, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    def signalled(self: TrainingExaminer, dataset: Dataset) -> tuple[Share, torch.Tensor]:
         if trainer.state.step == at and topology.rank == topology.world - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return embed(self, dataset)

@@ -159,7 +159,7 @@ def test_damaged_directories_are_named_in_one_sentence(
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("damage", ["code", "nested", "truncated", "text", "no layers"])
+@pytest.mark.parametrize("damage", ["code", "nested", "numbered", "unknown", "truncated", "text", "no layers"])
 def test_damaged_pt_files_are_named_in_one_sentence(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -171,6 +171,8 @@ def test_damaged_pt_files_are_named_in_one_sentence(
     contents = {
         "code": {"module.x": Attack()},
         "nested": {"state_dict": tensors},
+        "numbered": dict(enumerate(tensors.values())),
+        "unknown": tensors | {"encoder.layers.0.lora.weight": torch.ones(2), "logit_scale": torch.ones(1)},
         "no layers": {name: tensor for name, tensor in tensors.items() if "layers." not in name},
     }
     torch.save(contents.get(damage, tensors), path)
@@ -181,6 +183,8 @@ def test_damaged_pt_files_are_named_in_one_sentence(
     expected = {
         "code": "cannot be read as a state dict of tensors: it names `",
         "nested": "does not hold a plain state dict",
+        "numbered": "does not hold a plain state dict",
+        "unknown": "does not make an encoder: `encoder.layers.0.lora.weight` is no tensor of it; `logit_scale` is no tensor of it",
         "truncated": "cannot be read as a state dict",
         "text": "cannot be read as a state dict",
         "no layers": "is not a state dict of the reference's encoder: it has no tensor 'encoder.layers.0.mlp.fc1.weight'",
@@ -213,6 +217,26 @@ def test_nothing_else_is_written_over(golden: Path, tmp_path: Path, capsys: pyte
         assert pack_model.main(["--checkpoint", str(source), "--output", str(output)]) == 2
         assert message in capsys.readouterr().err
     assert {file: file.read_bytes() for folder in (source, other) for file in folder.iterdir()} == content
+
+
+def test_an_import_takes_no_directory_of_something_else(
+    golden: Path, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the weights are read: they may be large."""
+    monkeypatch.setattr(import_model, "read_weights", lambda source: pytest.fail("the weights were read"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("mine")
+    for output, message in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "run", "is not empty"),
+        (imported, "is not empty"),
+        (tmp_path / "file" / "below", "is no directory that can be written"),
+    ):
+        assert import_model.main(["--input", str(golden / "tiny"), "--output", str(output)]) == 2
+        assert f"error: --output {output} " in (told := capsys.readouterr().err)
+        assert message in told
+    assert (tmp_path / "run" / "config.yaml").read_text() == "mine"
 
 
 def test_command_line_errors(tmp_path: Path) -> None:
