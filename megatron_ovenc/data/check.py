@@ -68,13 +68,15 @@ def _check_weights(shards: ShardSet, source: SourceConfig, key: str) -> None:
 
 
 def _check_samples(shards: ShardSet, head: HeadConfig, key: str, patch_size: int) -> None:
-    """Refuse a source of which not one of a few samples can be read, or was given patches that it could be trained on."""
+    """Refuse a source of which not one of a few samples can be read, or names patches that it could be trained on."""
     dataset = HeadDataset(head, shards, patch_size=patch_size, seed=0, micro_batch=1)
     numbers = np.unique(np.linspace(0, len(shards) - 1, SAMPLES_CHECKED).astype(int)).tolist()
     reasons = []
     for number in numbers:
         try:
-            dataset.selection(shards.read(number))
+            raw = shards.read(number)
+            if head.source.kind == "video" and head.source.modes.codec > 0:
+                dataset.selection(raw)
         except BadSample as error:
             reasons.append(f"{shards.sample_id(number)}: {error}")
     if len(reasons) == len(numbers):

@@ -165,9 +165,7 @@ def storage_of(data: DataConfig) -> Storage:
 def _expand(pattern: str, storage: Storage) -> list[str]:
     try:
         paths = storage.expand(pattern)
-    except ImportError as error:
-        raise ValueError(f"{pattern!r} needs a package that is not installed: {error}") from error
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise ValueError(f"{pattern!r} cannot be listed: {error}") from error
     if not paths:
         raise ValueError(f"no shard matches {pattern!r} (in {os.getcwd()}); make shards with tools.make_shards")
@@ -184,7 +182,7 @@ def _format(path: str) -> type[ShardReader]:
 def _inspect(path: str, storage: Storage) -> Shard:
     try:
         return _format(path).inspect(path, storage)
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise ValueError(f"shard {printable(path)} cannot be opened: {error}") from error
 
 

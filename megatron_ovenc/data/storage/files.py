@@ -1,4 +1,4 @@
-"""Bytes of local files by positioned reads, and of remote ones (any fsspec URL) by ranges or from a cached copy."""
+"""Access to local files and remote ones (any fsspec URL), these by ranges or from a cached copy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from megatron_ovenc.data.storage.base import FileRef
 from megatron_ovenc.data.storage.cache import FileCache
+from megatron_ovenc.data.storage.local import LocalFile, Readable
 
 T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Pauses between tries of a remote call double from the first to the longest."""
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
 """Errors that waiting does not mend."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,33 +28,6 @@ logger = logging.getLogger(__name__)
 
 class RemoteError(OSError):
     """A remote file could not be read in the time that it had."""
-
-
-class Readable(Protocol):
-    """A file that any thread or forked process may read at any place."""
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes; fewer only where the file ends.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-
-
-class LocalFile:
-    """A file on a disk; it is closed when the last reference goes."""
-
-    def __init__(self, path: str) -> None:
-        # Open for as long as the object lives.
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        # Positioned reads leave the file's cursor alone, which threads and forked processes share.
-        parts = []
-        while size > 0 and (part := os.pread(self._file.fileno(), size, offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return b"".join(parts)
 
 
 class RemoteFile:

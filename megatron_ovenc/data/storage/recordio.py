@@ -19,8 +19,9 @@ import numpy as np
 
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.storage.base import FileRef, Shard
-from megatron_ovenc.data.storage.files import Readable, Storage
+from megatron_ovenc.data.storage.files import Storage
 from megatron_ovenc.data.storage.labels import find_labels, label_width
+from megatron_ovenc.data.storage.local import Readable
 
 MAGIC = 0xCED7230A
 _MAGIC = struct.pack("<I", MAGIC)

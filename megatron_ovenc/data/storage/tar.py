@@ -19,8 +19,9 @@ import numpy as np
 
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.storage.base import Shard
-from megatron_ovenc.data.storage.files import Readable, Storage
+from megatron_ovenc.data.storage.files import Storage
 from megatron_ovenc.data.storage.labels import NO_LABELS, find_labels, label_width, labels_path
+from megatron_ovenc.data.storage.local import Readable
 
 INDEX_VERSION = 1
 
