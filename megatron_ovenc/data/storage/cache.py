@@ -29,10 +29,16 @@ _PARTIAL = ".partial"
 class FileCache:
     """A folder of bounded size."""
 
-    def __init__(self, folder: str, limit: int) -> None:
-        """`limit` in bytes. The folder is made when it is first needed."""
+    def __init__(self, folder: str, limit: int, *, private: bool = False) -> None:
+        """
+        Args:
+            folder: made when it is first needed.
+            limit: bytes.
+            private: refuse a folder that someone else made, as in a directory for all.
+        """
         self._folder = folder
         self._limit = limit
+        self._private = private
 
     def find(self, ref: FileRef) -> str | None:
         """Path of the copy of this version of a file, if it is there and has the right size."""
@@ -92,7 +98,7 @@ class FileCache:
 
     def _make_folder(self) -> None:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        if os.stat(self._folder).st_uid != os.getuid():
+        if self._private and os.stat(self._folder).st_uid != os.getuid():
             raise PermissionError(f"{self._folder} belongs to another user; set data.cache_dir to a folder of your own")
 
     def _make_room(self) -> bool:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from megatron_ovenc.data.storage.base import FileRef
@@ -39,14 +39,20 @@ class RemoteFile:
         self._copy: LocalFile | None = None
 
     def read_at(self, offset: int, size: int) -> bytes:
+        return self.read_parts([(offset, size)])[0]
+
+    def read_parts(self, parts: Sequence[tuple[int, int]]) -> list[bytes]:
         # Asked every time: that notes that the copy is in use.
         path = self._storage.cached(self._ref)
         if self._copy is None and path is not None:
             self._copy = LocalFile(path)
         if self._copy is not None:
-            return self._copy.read_at(offset, size)
-        end = min(offset + size, self._ref.size)
-        return b"" if offset >= end else self._storage.read_range(self._ref.path, offset, end)
+            return self._copy.read_parts(parts)
+        # A request costs more than the few bytes between neighbours.
+        start = min(offset for offset, _ in parts)
+        end = min(max(offset + size for offset, size in parts), self._ref.size)
+        content = self._storage.read_range(self._ref.path, start, end) if start < end else b""
+        return [content[offset - start : offset - start + size] for offset, size in parts]
 
 
 class Storage:
@@ -62,7 +68,7 @@ class Storage:
         self._settings = (cache_dir, cache_gb, retry_s)
         self._keeps_shards = cache_dir is not None
         self._retry_s = retry_s
-        self._cache = FileCache(cache_dir or _private_folder(), int(cache_gb * 1e9))
+        self._cache = FileCache(cache_dir or _private_folder(), int(cache_gb * 1e9), private=cache_dir is None)
         self._failed_at: dict[str, float] = {}
         self._filling: threading.Thread | None = None
         self._full = False

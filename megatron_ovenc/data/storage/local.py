@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -15,6 +16,9 @@ class Readable(Protocol):
         Raises:
             OSError: the file cannot be read.
         """
+
+    def read_parts(self, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        """As `read_at` for each (offset, size) of neighbours."""
 
 
 class LocalFile:
@@ -31,3 +35,6 @@ class LocalFile:
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return b"".join(parts)
+
+    def read_parts(self, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.read_at(offset, size) for offset, size in parts]

@@ -87,26 +87,17 @@ class TarReader:
 
     def read(self, row: int) -> tuple[dict[str, bytes], np.ndarray]:
         entries = self._index.members[row]
-        if not entries:
-            return {}, NO_LABELS
-        # A sample's members are neighbours: one read, one request to a remote.
-        start = min(offset for offset, _, _ in entries.values())
-        end = max(offset + size for offset, size, _ in entries.values())
-        content = self._file.read_at(start, end - start)
-        return {ext: _member(content, ext, entry, start) for ext, entry in entries.items()}, NO_LABELS
+        contents = self._file.read_parts([(offset, size) for offset, size, _ in entries.values()])
+        for content, (extension, (_, size, checksum)) in zip(contents, entries.items(), strict=True):
+            if len(content) < size:
+                missing = size - len(content)
+                raise BadSample(f"its .{extension} is cut off: {missing} of {size} bytes are missing from the tar")
+            if zlib.crc32(content) != checksum:
+                raise BadSample(f"its .{extension} is damaged: the CRC-32 of its {size} bytes is not the index's")
+        return dict(zip(entries, contents, strict=True)), NO_LABELS
 
     def own_labels(self, row: int) -> np.ndarray:
         return NO_LABELS
-
-
-def _member(content: bytes, extension: str, entry: Entry, start: int) -> bytes:
-    offset, size, checksum = entry
-    found = content[offset - start : offset - start + size]
-    if len(found) < size:
-        raise BadSample(f"its .{extension} is cut off: {size - len(found)} of {size} bytes are missing from the tar")
-    if zlib.crc32(found) != checksum:
-        raise BadSample(f"its .{extension} is damaged: the CRC-32 of its {size} bytes is not the index's")
-    return found
 
 
 def index_tar(path: str | os.PathLike[str]) -> ShardIndex:

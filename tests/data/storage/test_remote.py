@@ -260,6 +260,14 @@ def test_a_cache_that_cannot_be_written_is_named_at_the_start(shards, tmp_path):
         ShardSet.open([f"file://{shards}/*.tar"], storage)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_common_folder_is_fine_but_not_where_a_private_one_was_expected(tmp_path):
+    os.chown(tmp_path, 65534, 65534)
+    assert fill(FileCache(str(tmp_path), 1000), "a", 3)
+    with pytest.raises(PermissionError, match=r"belongs to another user; set data\.cache_dir"):
+        FileCache(str(tmp_path), 1000, private=True).fetch(FileRef("x://b", 3), void, optional=True)
+
+
 def test_a_remote_that_fails_for_a_while_is_asked_again(shards, counted, monkeypatch):
     found = ShardSet.open([f"counted://{shards}/*.tar"], Storage(retry_s=5))
     pauses = []
