@@ -28,10 +28,10 @@ _MAGIC = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 WHOLE, FIRST, MIDDLE, LAST = range(4)
-READ_AHEAD = 256 * 1024
-"""Bytes that are read at first: with most images that is the record, and never much of the next."""
 LABELS_AHEAD = 1024
-"""As many for the labels alone."""
+"""Bytes that are read for the labels alone."""
+MOST_AHEAD = 1 << 20
+"""Bytes that are read at first where the index knows of no next record nearby."""
 
 
 class RecordReader:
@@ -68,6 +68,8 @@ class RecordReader:
         self._shard = shard
         self._storage = storage
         self._keys, self._offsets = _read_index(shard.index, storage)
+        ascending = bool((np.diff(self._offsets) > 0).all())
+        self._starts = self._offsets if ascending else np.unique(self._offsets)
 
     @cached_property
     def _file(self) -> Readable:
@@ -77,34 +79,46 @@ class RecordReader:
         return str(self._keys[row])
 
     def read(self, row: int) -> tuple[dict[str, bytes], np.ndarray]:
-        payload = read_record(self._file, int(self._offsets[row]))
+        payload = self._record(int(self._offsets[row]))
         labels, start = _labels(payload)
         # Pillow looks at the content, whatever the extension says.
         return {"jpg": payload[start:]}, labels
 
     def own_labels(self, row: int) -> np.ndarray:
         offset = int(self._offsets[row])
-        payload = read_record(self._file, offset, first_bytes=LABELS_AHEAD)
+        payload = read_record(self._file, offset, ahead=LABELS_AHEAD, whole=False)
         if len(payload) >= _HEADER.size and _labels_end(payload) > len(payload):
-            payload = read_record(self._file, offset)
+            payload = self._record(offset)
         return _labels(payload)[0]
 
+    def _record(self, offset: int) -> bytes:
+        # Up to where the next one begins: one read, and none of it in vain.
+        after = int(np.searchsorted(self._starts, offset, side="right"))
+        end = int(self._starts[after]) if after < len(self._starts) else self._shard.content.size
+        return read_record(self._file, offset, ahead=min(end - offset, MOST_AHEAD))
 
-def read_record(file: Readable, offset: int, *, first_bytes: int | None = None) -> bytes:
-    """The payload of the record at a byte offset, or as much of its first part as lies in its `first_bytes`.
+
+def read_record(file: Readable, offset: int, *, ahead: int, whole: bool = True) -> bytes:
+    """The payload of the record at a byte offset.
+
+    Args:
+        file: the .rec file.
+        offset: of its first part.
+        ahead: bytes to read before its length is known.
+        whole: False is content with what of its first part these hold.
 
     Raises:
         BadSample: no record begins there, or it is cut off.
     """
     parts: list[bytes] = []
     while True:
-        chunk = file.read_at(offset, first_bytes or READ_AHEAD)
+        chunk = file.read_at(offset, max(ahead, _PART.size))
         flag, length = _part_header(chunk, offset)
         if (flag in (MIDDLE, LAST)) != bool(parts):
             raise BadSample(
                 f"its record is damaged: a part flagged {flag} at byte {offset} of the .rec file is out of place"
             )
-        if first_bytes:
+        if not whole:
             return chunk[_PART.size : _PART.size + length]
         end = _PART.size + length
         if len(chunk) < end:
@@ -114,6 +128,7 @@ def read_record(file: Readable, offset: int, *, first_bytes: int | None = None) 
                 f"its record is cut off: {end - len(chunk)} of {length} bytes are missing from the .rec file"
             )
         parts.append(chunk[_PART.size : end])
+        ahead -= end
         if flag in (WHOLE, LAST):
             return _MAGIC.join(parts)
         offset += end + -length % 4
@@ -175,7 +190,7 @@ def _check_ends(shard: Shard, offsets: np.ndarray, storage: Storage) -> int:
         return 0
     file = storage.open(shard.content)
     try:
-        first, _ = (read_record(file, int(offset)) for offset in (offsets.min(), offsets.max()))
+        first, _ = (read_record(file, int(offset), ahead=LABELS_AHEAD) for offset in (offsets.min(), offsets.max()))
     except BadSample as error:
         raise ValueError(
             f"shard {shard.path} does not fit its index {os.path.basename(shard.index.path)}: {error}; copy both again"
