@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from megatron_ovenc.data.shards import ShardSet, read_index
+from megatron_ovenc.data.shards import ShardSet
 from tools.arguments import positive
 from tools.bank.labels import check_unlabelled, write_file, write_labels
 
@@ -73,7 +73,7 @@ def sample_numbers(shards: ShardSet) -> dict[str, int]:
     numbers: dict[str, int] = {}
     first = 0
     for shard in shards.shards:
-        for row, key in enumerate(read_index(shard.path).keys):
+        for row, key in enumerate(shards.keys(shard)):
             numbers[f"{shard.path}#{key}"] = first + row
             numbers[key] = _TWICE if key in numbers else first + row
         first += shard.length

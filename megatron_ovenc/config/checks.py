@@ -87,6 +87,11 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"optimizer.betas={list(optimizer.betas)} must lie in [0, 1)"
     if data.workers < 0 or data.sample_timeout_s <= 0 or not 0 <= data.max_bad_share < 1:
         yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
+    if data.cache_gb <= 0 or not 0 <= data.remote_retry_s < data.sample_timeout_s:
+        yield (
+            f"data.cache_gb={data.cache_gb:g} must be positive, data.remote_retry_s={data.remote_retry_s:g} lie between 0 and "
+            f"data.sample_timeout_s={data.sample_timeout_s:g}"
+        )
     yield from _faults(config)
 
 
@@ -213,6 +218,13 @@ def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
         return  # told by _model
     if source.size < patch_size or source.size % patch_size:
         yield f"{key}.size={source.size} must be a multiple of model.patch_size={patch_size}"
+    if source.weights and (
+        len(source.weights) != len(source.shards) or not all(0 < w < math.inf for w in source.weights)
+    ):
+        yield (
+            f"{key}.weights={list(source.weights)} must be a positive number for each of the {len(source.shards)} entries of "
+            f"{key}.shards"
+        )
     if source.kind == "video":
         shares = (source.modes.codec, source.modes.frames, source.modes.collage)
         if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):

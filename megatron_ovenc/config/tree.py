@@ -160,7 +160,11 @@ class SourceConfig:
     kind: Literal["image", "video"]
     """What the shards hold: pictures, or clips with saliency sidecars."""
     shards: tuple[str, ...]
-    """WebDataset tar files or glob patterns, relative to the working directory; each with its `.index.json` beside it."""
+    """Files or glob patterns, relative to the working directory, or fsspec URLs: WebDataset `.tar` with an `.index.json` beside it,
+    MXNet `.rec` with an `.idx`, or lists of files (`.txt`, `.csv`, `.jsonl`); mixed as you like."""
+    weights: tuple[float, ...] = ()
+    """A positive number an entry of `shards`: samples are taken in proportion, exactly in every micro-batch, each entry in epochs
+    of its own. Absent: all samples are one set, and come equally often."""
     size: int = 224
     """Side in pixels to which pictures or frames are resized; a multiple of the patch size."""
     augment: bool = True
@@ -203,6 +207,12 @@ class DataConfig:
     """Samples that each worker prepares ahead."""
     sample_timeout_s: float = 120.0
     """Seconds after which a sample that has not arrived is given up, named and replaced."""
+    cache_dir: str | None = None
+    """Folder, on a disk of each host, for whole copies of remote shards; absent: they are read by ranges."""
+    cache_gb: float = 100.0
+    """Most that cache_dir may take, in 10^9 bytes; shards for which there is no room are read by ranges."""
+    remote_retry_s: float = 60.0
+    """Seconds for which a remote read that fails is tried again, below sample_timeout_s; then the sample is bad."""
     max_bad_share: float = 0.05
     """Share of consumed samples, in [0, 1), that may be bad before the run stops (checked from 100 samples on)."""
 

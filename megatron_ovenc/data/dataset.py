@@ -12,10 +12,12 @@ import numpy as np
 from megatron_ovenc.config.tree import HeadConfig
 from megatron_ovenc.data.errors import BadRecord, BadSample
 from megatron_ovenc.data.images import image_pixels
-from megatron_ovenc.data.mixture import mode_at
+from megatron_ovenc.data.mixture import mode_at, source_at
 from megatron_ovenc.data.order import generator, replacement_index, sample_indices
 from megatron_ovenc.data.shards import RawSample, ShardSet
+from megatron_ovenc.data.storage.base import VISIDX_EXTENSION
 from megatron_ovenc.data.views import Clip, View, draw_positives, whole
+from megatron_ovenc.data.visidx import load_selection
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "ts", "h264", "h265", "hevc")
@@ -54,7 +56,7 @@ class HeadDataset:
         """
         Args:
             head: the head's configuration, checked by `check_source`.
-            shards: its shards.
+            shards: its shards, opened with its `source.shards`.
             patch_size: `model.patch_size`.
             seed: `train.seed`.
             micro_batch: samples of this head in a micro-batch over all ranks; the mixture is exact over these.
@@ -67,10 +69,21 @@ class HeadDataset:
 
     def candidate(self, position: int, attempt: int) -> int:
         """The sample to try at a position after `attempt` bad ones."""
-        count, seed, head = len(self._shards), self._seed, self._head.name
+        first, count, order, place = self._turn(position)
         if attempt == 0:
-            return int(sample_indices(position, count, seed=seed, head=head))
-        return replacement_index(position, attempt, count, seed=seed, head=head)
+            return first + int(sample_indices(place, count, seed=self._seed, head=order))
+        return first + replacement_index(position, attempt, count, seed=self._seed, head=order)
+
+    def _turn(self, position: int) -> tuple[int, int, str, int]:
+        """What a position draws from: its first sample, number of samples, name of its order, and the place therein.
+
+        Weighted sources have an order, and so epochs, of their own each.
+        """
+        name, weights, lengths = self._head.name, self._head.source.weights, self._shards.entry_lengths
+        if not weights:
+            return 0, len(self._shards), name, position
+        entry, place = source_at(position, weights, self._micro_batch, seed=self._seed, head=name)
+        return sum(lengths[:entry]), lengths[entry], f"{name}/{entry}", place
 
     def fetch(self, position: int, reasons: tuple[str, ...] = ()) -> Fetched | Exhausted:
         """Load the sample at a global position, or the first good one of those that stand in for it.
@@ -107,11 +120,23 @@ class HeadDataset:
         clip = Clip(_member(raw, VIDEO_EXTENSIONS), raw.members.get(SIDECAR_EXTENSION), source, self._patch_size)
         match mode_at(position, source.modes, self._micro_batch, seed=self._seed, head=self._head.name):
             case "codec":
-                return clip.codec_view()
+                return clip.codec_view(self.selection(raw))
             case "frames":
                 return clip.frames_view(rng)
             case "collage":
                 return clip.collage_view(rng)
+
+    def selection(self, raw: RawSample) -> np.ndarray | None:
+        """Positions int32 [tokens, 3] that a clip's `visidx.npy` selects, if it has one.
+
+        Raises:
+            BadSample: it selects nothing that this head could train on.
+        """
+        content = raw.members.get(VISIDX_EXTENSION)
+        if content is None:
+            return None
+        source, side = self._head.source, self._head.source.size // self._patch_size
+        return load_selection(content, grid=(source.clip_frames, side, side), tokens=source.tokens)
 
     def _generator(self, purpose: str, position: int) -> np.random.Generator:
         return generator(purpose, self._seed, self._head.name, position)

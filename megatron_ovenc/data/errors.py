@@ -48,6 +48,7 @@ class BadSampleLog:
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            # Half of a pair, as paths that are not UTF-8 have them, becomes its JSON escape.
+            os.write(descriptor, line.encode("utf-8", "backslashreplace"))
         finally:
             os.close(descriptor)

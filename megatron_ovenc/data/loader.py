@@ -17,7 +17,7 @@ from megatron_ovenc.data.dataset import MAX_ATTEMPTS, Exhausted, Fetched, HeadDa
 from megatron_ovenc.data.errors import BadRecord, BadSampleLog, DataError
 from megatron_ovenc.data.order import micro_batch_slices
 from megatron_ovenc.data.pool import WorkerPool
-from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.shards import ShardSet, storage_of
 
 BUDGET_AFTER = 100
 """Samples that a rank takes from a head before their share of bad ones is judged."""
@@ -58,7 +58,11 @@ class HeadLoader:
         self._mine = self._slices[data_rank]
         self._micro_batch = head.global_batch_size // grad_accumulation
         self._dataset = HeadDataset(
-            head, ShardSet.open(head.source.shards), patch_size=patch_size, seed=seed, micro_batch=self._micro_batch
+            head,
+            ShardSet.open(head.source.shards, storage_of(data)),
+            patch_size=patch_size,
+            seed=seed,
+            micro_batch=self._micro_batch,
         )
         self._bad_log = bad_log
         self._consumed = consumed

@@ -60,31 +60,42 @@ class Clip:
             frames = range(frame_count(content)) if frames is None else frames
             self.indices = frames.start + codec.frame_indices(len(frames), source.clip_frames)
 
-    def codec_view(self) -> View:
+    def codec_view(self, selection: np.ndarray | None = None) -> View:
         """The most salient patches of all frames, `source.tokens` of them or all that a short clip has.
+
+        Args:
+            selection: positions int32 [n, 3] that were chosen beforehand, ascending; what they show after the end of a short
+                clip is its last frame.
 
         Raises:
             BadSample: the clip is damaged.
         """
+        if selection is not None:
+            return self._patches_at(selection)
         budget = min(self._source.tokens, len(self.indices) * self._side**2)
         if self._sidecar is not None:
             positions = codec.select(
                 self._sidecar.saliency, budget, self._source.i_frames, frame_types=self._sidecar.frame_types
             )
-            frames, slots = np.unique(positions[:, 0].astype(np.int64), return_inverse=True)
-            pixels = frame_pixels(self._content, self.indices[frames], self._source.size)
-        else:
-            # What happens in the file before the clip begins must not count for its first frame.
-            lead = int(self.indices[0] > 0)
-            wanted = np.concatenate([self.indices[:lead] - 1, self.indices])
-            pixels, signals = frame_pixels_and_signals(self._content, wanted, self._source.size)
-            pixels, signals = pixels[lead:], signals[lead:]
-            saliency = codec.saliency(signals, (self._side, self._side))
-            # Rounded as in a sidecar: having one must not change which patches are seen.
-            levels = np.rint(saliency * 255).astype(np.uint8)
-            types = "".join(frame.type for frame in signals)
-            positions = codec.select(levels, budget, self._source.i_frames, frame_types=types)
-            slots = positions[:, 0].astype(np.int64)
+            return self._patches_at(positions)
+        # What happens in the file before the clip begins must not count for its first frame.
+        lead = int(self.indices[0] > 0)
+        wanted = np.concatenate([self.indices[:lead] - 1, self.indices])
+        pixels, signals = frame_pixels_and_signals(self._content, wanted, self._source.size)
+        pixels, signals = pixels[lead:], signals[lead:]
+        saliency = codec.saliency(signals, (self._side, self._side))
+        # Rounded as in a sidecar: having one must not change which patches are seen.
+        levels = np.rint(saliency * 255).astype(np.uint8)
+        types = "".join(frame.type for frame in signals)
+        positions = codec.select(levels, budget, self._source.i_frames, frame_types=types)
+        t, row, col = positions.T
+        return View(patches=cut(pixels, t, row, col, self._patch_size), positions=positions)
+
+    def _patches_at(self, positions: np.ndarray) -> View:
+        """Decode no more than the frames of known positions."""
+        times = np.minimum(positions[:, 0].astype(np.int64), len(self.indices) - 1)
+        frames, slots = np.unique(times, return_inverse=True)
+        pixels = frame_pixels(self._content, self.indices[frames], self._source.size)
         return View(patches=cut(pixels, slots, positions[:, 1], positions[:, 2], self._patch_size), positions=positions)
 
     def frames_view(self, rng: np.random.Generator) -> View:

@@ -44,7 +44,7 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
         raise ConfigError("this machine cannot run the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
     for head in config.heads:
         try:
-            check_source(head, patch_size=config.model.patch_size)
+            check_source(head, config.data, patch_size=config.model.patch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     run_dir = Path(config.run_dir)

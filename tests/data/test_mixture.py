@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_ovenc.config.tree import ModesConfig
-from megatron_ovenc.data.mixture import MODES, mode_at, mode_counts
+from megatron_ovenc.data.mixture import MODES, counts, mode_at
 
 DEFAULT = ModesConfig()
 
@@ -27,12 +27,12 @@ def test_shares_are_exact_in_every_micro_batch_that_they_divide():
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 7, 10, 100])
 @pytest.mark.parametrize("shares", [(0.5, 0.375, 0.125), (0.1, 0.2, 0.7), (0.98, 0.01, 0.01), (0.0, 1.0, 0.0)])
 def test_counts_are_the_quota_rounded_and_right_on_average(micro_batch, shares):
-    counts = np.array([mode_counts(block, micro_batch, shares, seed=0, head="a") for block in range(600)])
+    found = np.array([counts(block, micro_batch, shares, purpose="mode", seed=0, head="a") for block in range(600)])
     quota = np.array(shares) * micro_batch
-    assert (counts.sum(axis=1) == micro_batch).all()
-    assert (counts >= np.floor(quota + 1e-9)).all()
-    assert (counts <= np.ceil(quota - 1e-9)).all()
-    assert counts.mean(axis=0) == pytest.approx(quota, abs=0.02)
+    assert (found.sum(axis=1) == micro_batch).all()
+    assert (found >= np.floor(quota + 1e-9)).all()
+    assert (found <= np.ceil(quota - 1e-9)).all()
+    assert found.mean(axis=0) == pytest.approx(quota, abs=0.02)
 
 
 def test_a_batch_of_two_still_sees_every_mode():

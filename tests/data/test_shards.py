@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import pickle
@@ -42,10 +43,8 @@ def test_samples_of_all_shards_form_one_sequence(folder):
 
 
 def test_order_does_not_depend_on_the_file_system(folder, monkeypatch):
-    listing = shards_module.glob.glob
-    monkeypatch.setattr(
-        shards_module.glob, "glob", lambda *args, **kwargs: sorted(listing(*args, **kwargs), reverse=True)
-    )
+    listing = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda *args, **kwargs: sorted(listing(*args, **kwargs), reverse=True))
     assert [Path(s.path).name for s in ShardSet.open([f"{folder}/*.tar"]).shards] == ["s-0.tar", "s-1.tar", "s-2.tar"]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -22,7 +21,7 @@ from rich.progress import Progress
 from eval.workers import ordered_map
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.shards import Shard, ShardSet, index_path
+from megatron_ovenc.data.shards import Shard, ShardSet
 from tools.bank.spaces import FeatureSpace, Kind
 
 MATRIX, PROGRESS = "features.npy", "features.jsonl"
@@ -136,7 +135,7 @@ def _finished(folder: Path, shards: ShardSet, kind: Kind, space: FeatureSpace) -
         "features": space.identity,
         "kind": kind,
         "width": space.width,
-        "shards": [[shard.path, shard.length, _checksum(shard)] for shard in shards.shards],
+        "shards": [[shard.path, shard.length, shards.checksum(shard)] for shard in shards.shards],
     }
     shape = (len(shards), space.width)
     lines = _progress(folder / PROGRESS)
@@ -178,8 +177,3 @@ def _first_numbers(shards: ShardSet) -> dict[str, int]:
     """Number of the first sample of each shard."""
     ends = np.cumsum([shard.length for shard in shards.shards])
     return {shard.path: int(end) - shard.length for shard, end in zip(shards.shards, ends, strict=True)}
-
-
-def _checksum(shard: Shard) -> int:
-    """Of the index, which holds the checksum of every member."""
-    return zlib.crc32(Path(index_path(shard.path)).read_bytes())

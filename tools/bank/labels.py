@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ovenc.data.shards import ShardSet, labels_path
+from megatron_ovenc.data.storage.files import is_remote
 from tools.bank.kmeans import Points, Search, nearest
 
 COMPARED = 2048
@@ -63,8 +64,10 @@ def check_unlabelled(shards: ShardSet, overwrite: bool) -> None:
     """Refuse to replace labels unasked.
 
     Raises:
-        ValueError: a shard has labels, and they may not be overwritten.
+        ValueError: a shard has labels, and they may not be overwritten; or it is remote.
     """
+    if remote := [shard.path for shard in shards.shards if is_remote(shard.path)]:
+        raise ValueError(f"labels are written beside the shards, but {remote[0]} is remote; give local shards")
     labelled = [shard.path for shard in shards.shards if (shards.labels(shard) != -1).any()]
     if labelled and not overwrite:
         raise ValueError(
