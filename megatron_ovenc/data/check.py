@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from megatron_ovenc.config.tree import HeadConfig, SourceConfig
+from megatron_ovenc.data import dali
 from megatron_ovenc.data.shards import ShardSet, labels_path
 
 LABELS_CHECKED = 4_000_000
@@ -25,6 +26,10 @@ def check_source(head: HeadConfig, *, patch_size: int) -> ShardSet:
     source, key = head.source, f"heads.{head.name}.source"
     if source.size < patch_size or source.size % patch_size:
         raise ValueError(f"{key}.size is {source.size}; it must be a multiple of model.patch_size = {patch_size}")
+    if source.decoder == "dali" and not dali.installed():
+        raise ValueError(
+            f"{key}.decoder is dali, which is not installed; pip install 'megatron-ovenc[dali]', or set it to pillow"
+        )
     if source.kind == "video":
         _check_clips(source, key, patches=(source.size // patch_size) ** 2)
     try:
