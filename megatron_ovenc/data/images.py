@@ -57,20 +57,17 @@ def framed_pixels(content: bytes, framing: Framing) -> np.ndarray:
     try:
         # JPEG decodes at a half, quarter or eighth for a fraction of the cost; twice the target leaves a crop its detail.
         target = (2 * window.width, 2 * window.height)
-        file.draft("RGB", target if (width, height) == file.size else target[::-1])
+        stored = file.width
+        drafted = file.draft("RGB", target if (width, height) == file.size else target[::-1])
         picture = ImageOps.exif_transpose(file).convert("RGB")
     except _DECODE_ERRORS as error:
         raise BadSample(f"the image cannot be decoded: {error}") from error
-    across, down = picture.width / width, picture.height / height
-    left, top, right, bottom = window.box
-    pixels = np.asarray(
-        picture.resize(
-            (window.width, window.height),
-            Image.Resampling.BILINEAR,
-            box=(left * across, top * down, right * across, bottom * down),
-            reducing_gap=3.0,
-        )
-    )
+    # The draft's own box, for its sides are rounded up to whole pixels.
+    scale = 1.0 if drafted is None else drafted[1][2] / stored
+    left, top, right, bottom = (scale * edge for edge in window.box)
+    size = (window.width, window.height)
+    box = (left, top, min(right, picture.width), min(bottom, picture.height))
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
     return np.ascontiguousarray(pixels[:, ::-1] if window.flip else pixels)
 
 
