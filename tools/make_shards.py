@@ -28,9 +28,7 @@ import os
 import re
 import sys
 import tarfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,14 +39,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 import codec
-from codec.processes import process_pool
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, SIDECAR_EXTENSION, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import image_pixels
 from megatron_ovenc.data.shards import index_path, index_tar, labels_path, read_index
 from megatron_ovenc.data.video import frame_count, frame_pixels
 from tools.arguments import positive
+from tools.files import write_whole
 from tools.inputs import Item, read_inputs
+from tools.processes import map_isolated
 
 EXIT_WRONG_ARGUMENTS = 2
 EXIT_UNREADABLE = 3
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="red", markup=False)
         return EXIT_WRONG_ARGUMENTS
     if classes:
-        _write(options.output / "classes.json", json.dumps(classes, indent=2).encode())
+        write_whole(options.output / "classes.json", json.dumps(classes, indent=2).encode())
     for one in left_out:
         console.print(f"left out {one.path}: {one.reason}", markup=False)
     console.print(
@@ -143,42 +142,16 @@ def make_shards(
                 left_out += _left_out_before(tar, keys, part)
                 progress.advance(task, len(part))
                 continue
-            prepared = _prepare_all(partial(_prepare, packing=packing), part, workers)
+            prepared = map_isolated(
+                partial(_prepare, packing=packing), part, workers=workers, crashed=_crashed, chunk=_CHUNK
+            )
             results = _counted(zip(keys, part, prepared, strict=True), partial(progress.advance, task))
             left_out += _write_shard(tar, results, width)
     return left_out
 
 
-def _prepare_all(
-    prepare: Callable[[Item], bytes | LeftOut | None], items: Sequence[Item], workers: int
-) -> Iterator[bytes | LeftOut | None]:
-    """`prepare` every item, in order, in `workers` processes (one: in this). An item that kills its process is left out."""
-    if workers == 1:
-        yield from map(prepare, items)
-        return
-    done = 0
-    try:
-        with process_pool(workers) as pool:
-            for result in pool.map(prepare, items, chunksize=_CHUNK):
-                yield result
-                done += 1
-    except BrokenProcessPool:
-        yield from _prepare_singly(prepare, items[done:])
-
-
-def _prepare_singly(
-    prepare: Callable[[Item], bytes | LeftOut | None], items: Sequence[Item]
-) -> Iterator[bytes | LeftOut | None]:
-    """One at a time, so that it is known which of them kills its process."""
-    remaining = deque(items)
-    while remaining:
-        with process_pool(1) as pool:
-            try:
-                while remaining:
-                    yield pool.submit(prepare, remaining[0]).result()
-                    remaining.popleft()
-            except BrokenProcessPool:
-                yield LeftOut(path=remaining.popleft().path, reason="it kills the process that reads it")
+def _crashed(item: Item) -> LeftOut:
+    return LeftOut(path=item.path, reason="it kills the process that reads it")
 
 
 def _prepare(item: Item, packing: Packing) -> bytes | LeftOut | None:
@@ -220,8 +193,8 @@ def _write_shard(
     os.replace(partial_tar, tar)
     array = io.BytesIO()
     np.save(array, np.array(labels, np.int64).reshape(-1, width))
-    _write(Path(labels_path(tar)), array.getvalue())
-    _write(Path(index_path(tar)), index.dumps().encode())
+    write_whole(Path(labels_path(tar)), array.getvalue())
+    write_whole(Path(index_path(tar)), index.dumps().encode())
 
 
 def _counted(values: Iterable[T], advance: Callable[[], None]) -> Iterator[T]:
@@ -246,7 +219,7 @@ def _claim(output: Path, items: Sequence[Item], packing: Packing) -> None:
     manifest = output / MANIFEST
     if not manifest.exists():
         output.mkdir(parents=True, exist_ok=True)
-        _write(manifest, json.dumps(claim, indent=2).encode())
+        write_whole(manifest, json.dumps(claim, indent=2).encode())
         return
     before = json.loads(manifest.read_text())
     changed = sorted(key for key in claim if before.get(key) != claim[key])
@@ -266,13 +239,6 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All or nothing, even if the call is interrupted."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -225,6 +225,12 @@ def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
             f"{key}.weights={list(source.weights)} must be a positive number for each of the {len(source.shards)} entries of "
             f"{key}.shards"
         )
+    if source.kind == "image" and source.resize == "native" and source.tokens < 1:
+        yield f"{key}.tokens={source.tokens} must be at least 1: it is the budget of a picture with resize=native"
+    if source.kind == "video" and source.resize == "native":
+        yield f"{key}.resize=native is for pictures, but {key}.kind is video; leave it at square"
+    if source.kind == "video" and source.decoder != "pillow":
+        yield f"{key}.decoder={source.decoder} is for pictures, but {key}.kind is video; remove it"
     if source.kind == "video":
         shares = (source.modes.codec, source.modes.frames, source.modes.collage)
         if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):

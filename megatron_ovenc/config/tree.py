@@ -167,6 +167,10 @@ class SourceConfig:
     of its own. Absent: all samples are one set, and come equally often."""
     size: int = 224
     """Side in pixels to which pictures or frames are resized; a multiple of the patch size."""
+    resize: Literal["square", "native"] = "square"
+    """Pictures become squares of `size`, or keep their aspect and size within `tokens` patches. Frames are always square."""
+    decoder: Literal["pillow", "dali"] = "pillow"
+    """Library that decodes and resizes pictures in the workers; `dali` needs the extra of that name."""
     augment: bool = True
     """Random-resized crop and flip of pictures (seeded by sample). Clips are not augmented."""
     num_frames: int = 8
@@ -174,7 +178,7 @@ class SourceConfig:
     clip_frames: int = 64
     """Length of the virtual time axis; longer clips are sampled to it, shorter ones keep their own length."""
     tokens: int = 2048
-    """Patch budget of a clip in the mode `codec`."""
+    """Patch budget of a clip in the mode `codec`, and of a picture with `resize: native`."""
     i_frames: Literal["keep", "anchor", "free"] = "keep"
     """Whether codec selection takes all intra frames whole, only the first frame, or gives them no privilege."""
     modes: ModesConfig = field(default_factory=ModesConfig)

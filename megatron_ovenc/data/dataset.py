@@ -6,18 +6,21 @@ Workers are given this object once and positions from then on, so it pickles, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from megatron_ovenc.config.tree import HeadConfig
+from megatron_ovenc.config.tree import HeadConfig, SourceConfig
+from megatron_ovenc.data.dali import dali_pixels
 from megatron_ovenc.data.errors import BadRecord, BadSample
-from megatron_ovenc.data.images import image_pixels
+from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.mixture import mode_at, source_at
 from megatron_ovenc.data.order import generator, replacement_index, sample_indices
 from megatron_ovenc.data.shards import RawSample, ShardSet
 from megatron_ovenc.data.storage.base import VISIDX_EXTENSION
 from megatron_ovenc.data.views import Clip, View, draw_positives, whole
 from megatron_ovenc.data.visidx import load_selection
+from megatron_ovenc.data.windows import Framing, native, square
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "ts", "h264", "h265", "hevc")
@@ -114,9 +117,9 @@ class HeadDataset:
         source = self._head.source
         rng = self._generator("view", position)
         if source.kind == "image":
-            content = _member(raw, IMAGE_EXTENSIONS)
-            pixels = image_pixels(content, source.size, rng if source.augment else None)
-            return whole(pixels[None], self._patch_size)
+            decode = dali_pixels if source.decoder == "dali" else framed_pixels
+            framing = image_framing(source, self._patch_size, rng if source.augment else None)
+            return whole(decode(_member(raw, IMAGE_EXTENSIONS), framing)[None], self._patch_size)
         clip = Clip(_member(raw, VIDEO_EXTENSIONS), raw.members.get(SIDECAR_EXTENSION), source, self._patch_size)
         match mode_at(position, source.modes, self._micro_batch, seed=self._seed, head=self._head.name):
             case "codec":
@@ -153,6 +156,13 @@ class HeadDataset:
             )
             for attempt, reason in enumerate(reasons)
         )
+
+
+def image_framing(source: SourceConfig, patch_size: int, rng: np.random.Generator | None) -> Framing:
+    """How a source shows its pictures; without `rng` neither crop nor flip is random."""
+    if source.resize == "native":
+        return partial(native, tokens=source.tokens, patch_size=patch_size, rng=rng)
+    return partial(square, size=source.size, rng=rng)
 
 
 def _member(raw: RawSample, extensions: tuple[str, ...]) -> bytes:

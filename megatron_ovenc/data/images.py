@@ -1,21 +1,17 @@
-"""Image files to square RGB pixels."""
+"""Image files to RGB pixels, decoded and resized by Pillow."""
 
 from __future__ import annotations
 
 import io
-import math
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from megatron_ovenc.data.errors import BadSample
-
-AREA = (0.7, 1.0)
-"""Share of the picture's area that a random crop keeps (uniform), as far as its aspect fits into the picture."""
-ASPECT = (0.8, 1.25)
-"""Width over height of a random crop (log-uniform)."""
+from megatron_ovenc.data.windows import Framing, square
 
 # Pillow's plugins raise all of these on damaged or hostile files.
 _DECODE_ERRORS = (
@@ -30,10 +26,12 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_ORIENTATION = 0x0112
+"""EXIF tag; from 5 on, height and width are exchanged."""
 
 
 def image_pixels(content: bytes, size: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Decode and resize a picture: uint8 [size, size, 3], RGB.
+    """Decode and resize a picture to a square: uint8 [size, size, 3], RGB.
 
     Args:
         content: a JPEG, PNG, WebP or any other file that Pillow reads.
@@ -43,34 +41,48 @@ def image_pixels(content: bytes, size: int, rng: np.random.Generator | None) -> 
     Raises:
         BadSample: not a picture, or a damaged one.
     """
+    return framed_pixels(content, partial(square, size=size, rng=rng))
+
+
+def framed_pixels(content: bytes, framing: Framing) -> np.ndarray:
+    """Decode a picture and resize the window that `framing` chooses: uint8 [height, width, 3] of the window, RGB.
+
+    The filter is bilinear and widens with the reduction (antialiasing).
+
+    Raises:
+        BadSample: not a picture, or a damaged one.
+    """
+    file, width, height = open_picture(content)
+    window = framing(width, height)
+    try:
+        # JPEG decodes at a half, quarter or eighth for a fraction of the cost; twice the target leaves a crop its detail.
+        target = (2 * window.width, 2 * window.height)
+        stored = file.width
+        drafted = file.draft("RGB", target if (width, height) == file.size else target[::-1])
+        picture = ImageOps.exif_transpose(file).convert("RGB")
+    except _DECODE_ERRORS as error:
+        raise BadSample(f"the image cannot be decoded: {error}") from error
+    # The draft's own box, for its sides are rounded up to whole pixels.
+    scale = 1.0 if drafted is None else drafted[1][2] / stored
+    left, top, right, bottom = (scale * edge for edge in window.box)
+    size = (window.width, window.height)
+    box = (left, top, min(right, picture.width), min(bottom, picture.height))
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
+    return np.ascontiguousarray(pixels[:, ::-1] if window.flip else pixels)
+
+
+def open_picture(content: bytes) -> tuple[Image.Image, int, int]:
+    """A picture of which only the header has been read, with its width and height after the turn that its EXIF asks for.
+
+    Raises:
+        BadSample: not a picture.
+    """
     if not content:
         raise BadSample("the image is empty (0 bytes)")
     try:
         file = Image.open(io.BytesIO(content))
-        # JPEG decodes at a half, quarter or eighth for a fraction of the cost; twice the target leaves a crop its detail.
-        file.draft("RGB", (2 * size, 2 * size))
-        picture = ImageOps.exif_transpose(file).convert("RGB")
+        turned = file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except _DECODE_ERRORS as error:
         raise BadSample(f"the image cannot be decoded: {error}") from error
-    box = _centre_box(picture.width, picture.height) if rng is None else _random_box(picture.width, picture.height, rng)
-    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
-    if rng is not None and rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A random crop inside the picture (left, top, right, bottom); one that would stick out shrinks until it fits."""
-    area = width * height * rng.uniform(*AREA)
-    aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
-    wide, high = math.sqrt(area * aspect), math.sqrt(area / aspect)
-    fit = min(1.0, width / wide, height / high)
-    wide, high = min(wide * fit, width), min(high * fit, height)
-    left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
-    return left, top, min(left + wide, width), min(top + high, height)
-
-
-def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    width, height = file.size[::-1] if turned else file.size
+    return file, width, height

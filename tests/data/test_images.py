@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.images import image_pixels
+from megatron_ovenc.data.errors import BadSample, BadSampleLog
+from megatron_ovenc.data.images import framed_pixels, image_pixels
+from megatron_ovenc.data.loader import HeadLoader
 from megatron_ovenc.data.order import generator
-from tests.data.samples import image_bytes
+from megatron_ovenc.data.windows import native
+from tests.data.samples import image_bytes, image_head, loading, write_shard
 
 
 def ramp(height: int, width: int) -> np.ndarray:
@@ -101,3 +106,44 @@ def test_damaged_files_are_bad_samples_or_pictures_but_nothing_else(kind):
 def test_what_is_no_picture_is_a_bad_sample(content):
     with pytest.raises(BadSample, match="the image"):
         image_pixels(content, 14, None)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1), (3, 40), (700, 900)])
+def test_native_pictures_of_any_shape_become_whole_patches_within_the_budget(shape):
+    for kind in ("png", "jpeg"):
+        for rng in (None, generator("native", 3)):
+            pixels = framed_pixels(image_bytes(ramp(*shape), kind), partial(native, tokens=40, patch_size=14, rng=rng))
+            rows, cols = pixels.shape[0] / 14, pixels.shape[1] / 14
+            assert rows == int(rows) >= 1
+            assert cols == int(cols) >= 1
+            assert rows * cols <= 40
+
+
+def test_native_keeps_the_whole_page_in_its_aspect():
+    pixels = framed_pixels(image_bytes(ramp(280, 140)), partial(native, tokens=50, patch_size=14, rng=None))
+    assert pixels.shape == (140, 70, 3)
+    assert pixels[70, :, 0].astype(float) == pytest.approx(np.arange(70) / 70 * 255 + 1, abs=3)
+    assert pixels[:, 35, 1].astype(float) == pytest.approx(np.arange(140) / 140 * 255 + 1, abs=3)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_native_heads_make_ragged_batches_on_their_own_grids(tmp_path: Path, augment: bool):
+    shapes = [(40, 90), (90, 40), (30, 30), (200, 100), (1, 300)]
+    pictures = [{"png": image_bytes(ramp(*shape))} for shape in shapes]
+    write_shard(tmp_path / "pages.tar", pictures, np.zeros((5, 1), np.int64))
+    head = image_head(str(tmp_path / "pages.tar"), batch=5, augment=augment)
+    head = replace(head, source=replace(head.source, resize="native", tokens=21))
+    log = BadSampleLog(tmp_path / "bad.jsonl")
+    options = {"patch_size": 14, "seed": 0, "grad_accumulation": 1, "data_rank": 0, "data_size": 1, "bad_log": log}
+    batch = HeadLoader(head, loading(), **options).next()
+    lengths = batch.cu_seqlens.diff().tolist()
+    assert len(set(lengths)) > 2
+    for number, length in enumerate(lengths):
+        begin = int(batch.cu_seqlens[number])
+        t, row, col = batch.positions[begin : begin + length].numpy().T
+        rows, cols = row.max() + 1, col.max() + 1
+        assert rows * cols == length <= 21
+        assert (t == 0).all()
+        assert (row * cols + col == np.arange(length)).all()
+        height, width = shapes[int(batch.sample_ids[number][-1])]
+        assert (rows <= cols) == (height <= width) or rows == cols

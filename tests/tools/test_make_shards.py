@@ -20,6 +20,7 @@ from tests.data.samples import clip_bytes, clip_head, coded_frames, image_bytes
 from tools import make_shards
 from tools.inputs import Item
 from tools.make_shards import EXIT_UNREADABLE, EXIT_WRONG_ARGUMENTS, LeftOut, main
+from tools.processes import map_isolated
 
 
 def run(source: Path, output: Path, kind: str, *more: str) -> int:
@@ -177,7 +178,7 @@ def test_an_interrupted_call_goes_on_and_keeps_complete_shards(pictures, monkeyp
 def test_an_input_that_kills_its_reader_is_left_out_alone():
     names = ["a", "b", "deadly-1", "c", "d", "e", "deadly-2", "f"]
     items = [Item(path=Path(name), labels=()) for name in names]
-    results = list(make_shards._prepare_all(kill_at, items, workers=2))
+    results = list(map_isolated(kill_at, items, workers=2, crashed=make_shards._crashed, chunk=2))
     for name, result in zip(names, results, strict=True):
         if "deadly" in name:
             assert isinstance(result, LeftOut)

@@ -77,10 +77,10 @@ class TracedStep:
 
 
 def head_views(source: SourceConfig, patch_size: int) -> tuple[tuple[float, int], ...]:
-    """Views of a picture, or of a clip as long as the time axis: (share, patches)."""
+    """Views of a picture, at most, or of a clip as long as the time axis: (share, patches)."""
     frame = (source.size // patch_size) ** 2
     if source.kind == "image":
-        return ((1.0, frame),)
+        return ((1.0, source.tokens if source.resize == "native" else frame),)
     frames, modes = source.num_frames * frame, source.modes
     views = ((modes.codec, source.tokens), (modes.frames, frames), (modes.collage, frames))
     return tuple(view for view in views if view[0] > 0)
