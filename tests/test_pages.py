@@ -15,7 +15,7 @@ import codec
 from megatron_ovenc.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["docs/huggingface.md", "docs/porting.md", "docs/questions.md"]
+PAGES = ["docs/data.md", "docs/huggingface.md", "docs/porting.md", "docs/questions.md"]
 SECTIONS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
