@@ -15,7 +15,15 @@ import codec
 from megatron_ovenc.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["docs/data.md", "docs/huggingface.md", "docs/porting.md", "docs/questions.md"]
+PAGES = [
+    "docs/README.md",
+    "docs/data.md",
+    "docs/getting_started.md",
+    "docs/huggingface.md",
+    "docs/porting.md",
+    "docs/questions.md",
+    "docs/recipes.md",
+]
 SECTIONS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
@@ -65,3 +73,10 @@ def test_the_porting_page_has_every_option_of_the_reference() -> None:
     frame_sampling_ratio"""
     text = (ROOT / "docs/porting.md").read_text()
     assert [option for option in re.findall(r"\S+", options) if f"`--{option}`" not in text] == []
+
+
+def test_the_index_has_every_page_and_the_recipes_every_configuration() -> None:
+    for index, folder, pattern in (("README.md", "docs", "*.md"), ("recipes.md", "configs", "*.yaml")):
+        text = (ROOT / "docs" / index).read_text()
+        names = {path.name for path in (ROOT / folder).glob(pattern)} - {index}
+        assert [name for name in sorted(names) if f"{name})" not in text] == []

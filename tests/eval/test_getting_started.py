@@ -32,11 +32,11 @@ FEWER = {
 MODULES = [
     "tools.make_shards",
     "tools.build_concept_bank",
-    "tools.plan",
     "launch.pretrain",
     "tools.report",
     "tools.pack_model",
     "tools.pack_model",
+    "eval.knn",
     "eval.knn",
     "eval.attentive_probe",
 ]
@@ -76,7 +76,7 @@ def test_from_clips_to_features(place: Path, capsys: pytest.CaptureFixture[str])
         python, _, module, *words = shlex.split(command)
         assert (python, module) == ("python", expected)
         words += FEWER.get(module, [])
-        if module in ("launch.pretrain", "tools.report", "tools.plan"):  # these take hold of their process
+        if module in ("launch.pretrain", "tools.report"):  # these take hold of their process
             subprocess.run([sys.executable, "-m", module, *words], check=True, timeout=300, capture_output=True)
         else:
             assert importlib.import_module(module).main(words) == 0, command
@@ -90,7 +90,8 @@ def test_from_clips_to_features(place: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_commands_of_a_cluster_are_understood(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    many, cluster = COMMANDS[1 + len(MODULES) :]
+    plan, many, cluster = COMMANDS[1 + len(MODULES) :]
+    subprocess.run([sys.executable, *shlex.split(plan)[1:]], check=True, timeout=300, capture_output=True)
     words = shlex.split(many)
     overrides = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     config = load("my_run.yaml", overrides)
