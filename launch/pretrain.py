@@ -71,6 +71,8 @@ def checked(path: str, overrides: Sequence[str], stop: StopRequests) -> int:
 def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
     """Train a checked configuration and leave its exit status; returns the exit code."""
     # megatron-core takes seconds to import; errors should not
+    import torch.distributed as dist
+
     from eval.in_training import TrainingExaminer
     from megatron_ovenc.train.build import launch_trainer
     from megatron_ovenc.train.exit_status import ExitStatus
@@ -98,6 +100,8 @@ def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
         outcome = trainer.train()
         if launch.rank == 0:  # all is saved; what is closed afterwards may take long, or be killed
             status.end(outcome, trainer.state.step)
+        # All ranks: none ends, by which a launcher might end the others, before that is written.
+        dist.barrier(group=trainer.topology.host_group)
     lock.release()
     return EXIT_FINISHED if outcome == "finished" else EXIT_STOPPED
 

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"{options.output / 'report.html'}: {time.monotonic() - begin:.0f} s", soft_wrap=True)
+    console.print(f"{options.output / 'report.html'}: {time.monotonic() - begin:.0f} s", markup=False, soft_wrap=True)
     return EXIT_BAD_SAMPLES if store.bad else 0
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
@@ -64,7 +65,7 @@ class Stages:
         """Start a command in a session of its own, so that its whole tree can be ended."""
         words = [str(word) for word in command]
         shown = ["python" if word == sys.executable else word for word in words]
-        console.print("$ " + " ".join(shown), style="dim")
+        console.print("$ " + " ".join(shown), style="dim", markup=False)
         return subprocess.Popen(words, env=self.environment, start_new_session=True)
 
     def finish(self, process: subprocess.Popen[bytes], ok: Sequence[int]) -> None:
@@ -227,7 +228,7 @@ def summarise(stages: Stages, output: Path, config: RunConfig, summary: dict[str
     stages.run(sys.executable, "-m", "tools.report", config.run_dir, "--output", output / "report.html", *facts)
     table = Table("", "", show_header=False)
     for key, value in summary.items():
-        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
     console.print(table)
 
 

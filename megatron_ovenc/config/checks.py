@@ -87,13 +87,12 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"optimizer.betas={list(optimizer.betas)} must lie in [0, 1)"
     if data.workers < 0 or data.sample_timeout_s <= 0 or not 0 <= data.max_bad_share < 1:
         yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
-    if data.cache_gb <= 0 or data.remote_retry_s < 0:
-        yield "data.cache_gb must be positive, data.remote_retry_s not negative"
-    remote = any("://" in entry for head in config.heads for entry in head.source.shards)
-    if remote and data.remote_retry_s >= data.sample_timeout_s:
+    remote = any("://" in shards for head in config.heads for shards in head.source.shards)
+    longest = data.sample_timeout_s if remote else math.inf
+    if data.cache_gb <= 0 or not 0 <= data.remote_retry_s < longest:
         yield (
-            f"data.remote_retry_s={data.remote_retry_s:g} must be shorter than data.sample_timeout_s={data.sample_timeout_s:g}, or a "
-            "worker is given up while it asks again"
+            f"data.cache_gb={data.cache_gb:g} must be positive, data.remote_retry_s={data.remote_retry_s:g} lie between 0 and "
+            f"data.sample_timeout_s={data.sample_timeout_s:g}, if shards are remote"
         )
     yield from _faults(config)
 

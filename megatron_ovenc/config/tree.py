@@ -216,7 +216,7 @@ class DataConfig:
     cache_gb: float = 100.0
     """Most that cache_dir may take, in 10^9 bytes; shards for which there is no room are read by ranges."""
     remote_retry_s: float = 60.0
-    """Seconds for which a remote read that fails is tried again, below sample_timeout_s; then the sample is bad."""
+    """Seconds for which a remote read that fails is tried again; then the sample is bad. Below sample_timeout_s if any is."""
     max_bad_share: float = 0.05
     """Share of consumed samples, in [0, 1), that may be bad before the run stops (checked from 100 samples on)."""
 
@@ -281,8 +281,8 @@ class TrainConfig:
     """Steps whose loss jumps."""
     hang_timeout_s: float = 300.0
     """Seconds without progress after which the job is ended and the rank that hangs is named; above data.sample_timeout_s. At
-    start-up, in the first step, in looks at the banks, in saves, in evaluations and at the end parallel.timeout_s holds if it is
-    longer. 0 never looks."""
+    start-up, in the first step, in looks at the banks, in saves, in evaluations, while a profile is written and at the end
+    parallel.timeout_s holds if it is longer. 0 never looks."""
     stop_after: int | None = None
     """Step of the schedule at which to stop with a checkpoint although it runs to `steps`; for staged runs and tests."""
 

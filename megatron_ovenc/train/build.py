@@ -22,7 +22,7 @@ from megatron_ovenc.parallel.device import choose_device, compute_capability, de
 from megatron_ovenc.parallel.fsdp import ShardedEncoder
 from megatron_ovenc.parallel.requirements import resolve_recipe
 from megatron_ovenc.parallel.topology import Launch, Topology, build_topology, init_world
-from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path, checkpoint_steps
+from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path, checkpoint_steps, finish_publishing
 from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.exit_status import ExitStatus
 from megatron_ovenc.train.faults import STOP_FILE, StopRequests
@@ -95,8 +95,10 @@ def build_sources(config: RunConfig, topology: Topology) -> dict[str, BatchSourc
 
 def resume(config: RunConfig, state: TrainState, checkpointer: Checkpointer, metrics: MetricsWriter) -> None:
     """Continue from the newest checkpoint that is whole; a damaged one is named and the one before it taken."""
-    steps = checkpoint_steps(checkpointer.directory)[::-1] if config.checkpoint.resume else []
-    agreed = [steps]
+    agreed: list[list[int]] = [[]]
+    if state.topology.is_main and config.checkpoint.resume:
+        finish_publishing(checkpointer.directory)
+        agreed = [checkpoint_steps(checkpointer.directory)[::-1]]
     dist.broadcast_object_list(agreed, src=0, group=state.topology.host_group)  # all ranks try the same ones
     reasons: list[str] = []
     for step in agreed[0]:

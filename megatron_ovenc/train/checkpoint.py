@@ -20,10 +20,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +249,7 @@ class Checkpointer:
         manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1, sort_keys=True))
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        if final.exists():  # of an abandoned run; put aside first, for removing it takes long enough to be interrupted
-            final.rename(replaced := final.with_suffix(".old.tmp"))
-            partial.rename(final)
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            partial.rename(final)
-        _sync(self.directory)
+        _put_in_place(partial, final)
         self._prune(final)
 
     def _prune(self, newest: Path) -> None:
@@ -268,9 +262,31 @@ class Checkpointer:
         for step in elders[:-keep_last] if keep_last else ():
             if not keep_every or step % keep_every:
                 old = checkpoint_path(self.directory, step)
-                with suppress(OSError):
+                try:
                     (old / MANIFEST).unlink()  # first: half a checkpoint must not pass for a whole one
                     shutil.rmtree(old)
+                except OSError as error:
+                    print(f"the old checkpoint {old} cannot be removed: {error}", file=sys.stderr, flush=True)
+
+
+def finish_publishing(directory: Path) -> None:
+    """Put in place what a job that was killed between completing a save and giving it its name has left."""
+    for partial in directory.glob(PARTIAL):
+        final = partial.with_suffix("")
+        if _NAME.fullmatch(final.name) and (partial / MANIFEST).is_file() and not damage(partial):
+            _put_in_place(partial, final)
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Publish a complete save. One of an abandoned run that has its name is put aside first and removed last: removing takes long
+    enough to be interrupted."""
+    replaced = final.with_suffix(".old.tmp") if final.exists() else None
+    if replaced is not None:
+        final.rename(replaced)
+    partial.rename(final)
+    _sync(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from megatron_ovenc.config import ConfigError
 
 FAILURES = ("failed", "hung", "refused")
-"""Statuses of which the first one written counts: what goes wrong afterwards, on other ranks, follows from it."""
+"""Statuses by which other ranks end. The first one written counts: what goes wrong afterwards follows from it."""
 
 
 class ExitStatus:
@@ -54,18 +54,18 @@ class ExitStatus:
     def end(
         self, status: str, step: int, detail: str = "", *, rank: int | None = None, host: str | None = None
     ) -> None:
-        """Record an end, unless a failure of this attempt stands already.
+        """Record an end, unless one of this attempt stands already: what a run meets after its end does not undo it.
 
         Args:
             rank, host: whom it is about, if not this process.
         """
-        if self.failure() is None:
+        if self._standing().get("status", "running") == "running":
             self._write(status, step, detail, self.rank if rank is None else rank, host or socket.gethostname())
 
     def failure(self) -> str | None:
         """The failure of this attempt that stands in the file, its rank and detail; None if there is none."""
-        standing = self._read()
-        if self.attempt is None or standing.get("attempt") != self.attempt or standing.get("status") not in FAILURES:
+        standing = self._standing()
+        if standing.get("status") not in FAILURES:
             return None
         return f"rank {standing.get('rank')}: {standing.get('detail')}"
 
@@ -83,12 +83,14 @@ class ExitStatus:
             self.end(status, step(), f"{type(error).__name__}: {error}")
             raise
 
-    def _read(self) -> Mapping[str, Any]:
+    def _standing(self) -> Mapping[str, Any]:
+        """What the file says of this attempt."""
         try:
             content = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        known = self.attempt is not None and isinstance(content, dict) and content.get("attempt") == self.attempt
+        return content if known else {}
 
     def _write(self, status: str, step: int, detail: str, rank: int, host: str) -> None:
         content = {"status": status, "step": step, "rank": rank, "host": host, "detail": detail}

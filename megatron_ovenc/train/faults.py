@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ class StopRequests:
     @property
     def received(self) -> bool:
         """Whether this rank knows of a request."""
-        return self._signalled or (self.file is not None and self.file.exists())
+        return self._signalled or (self.file is not None and os.path.exists(self.file))
 
     def obeyed(self) -> None:
         """Take the stop file away, so that the next start does not stop at once."""

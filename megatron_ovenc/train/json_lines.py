@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megatron_ovenc.train.say import Say
+
+_LONGEST = 1 << 20
+"""Bytes. No line comes near."""
 
 
 class JsonLines:
@@ -32,6 +37,8 @@ class JsonLines:
                 file.write(json.dumps(record) + "\n")
             self._whole, self._told = True, False
         except OSError as error:
+            with suppress(OSError):  # half a line is of no use to who reads meanwhile
+                cut_torn_line(self.path)
             if not self._told:
                 self._say(f"{error}; training goes on", alarm=f"{self.path.name} CANNOT BE WRITTEN")
             self._told = True
@@ -39,6 +46,9 @@ class JsonLines:
 
 def cut_torn_line(path: Path) -> None:
     """Take off a last line that was not finished: the next one would be glued to it."""
-    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _LONGEST)
+        file.seek(start)
+        file.truncate(start + file.read().rfind(b"\n") + 1)

@@ -11,6 +11,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class MetricsWriter:
         if self.enabled:
             # Text, not markup: a path or an error may have brackets in it.
             loudly = [Text(alarm, style="bold red")] if alarm else []
-            self.console.print(time.strftime("%H:%M:%S"), *loudly, Text(message))
+            with suppress(OSError):  # the output may be a file on a full disk, which costs the line and not the run
+                self.console.print(time.strftime("%H:%M:%S"), *loudly, Text(message))
 
     def step(self, metrics: StepMetrics) -> None:
         """Record one step."""

@@ -22,6 +22,8 @@ from megatron_ovenc.train.weights import read_model
 _SHAPE_KEYS = ("hidden_size", "ffn_size", "num_layers", "num_heads", "patch_size", "norm", "gelu", "rope", "rope_theta")
 """Keys of `model` by which weights fit or do not."""
 
+_PROBE = 4096
+"""Bytes that a run directory must have room for."""
 _START_OVER = "to start over give another run_dir or remove its checkpoints"
 
 
@@ -50,8 +52,8 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
     run_dir = Path(config.run_dir)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir):
-            pass
+        with tempfile.TemporaryFile(dir=run_dir, buffering=0) as probe:
+            probe.write(bytes(_PROBE))  # a full disk takes files, but nothing into them
     except OSError as error:
         raise ConfigError(f"run_dir={config.run_dir} cannot be written: {error}") from error
     steps = checkpoint_steps(run_dir / "checkpoints")
@@ -60,11 +62,12 @@ def check_run(config: RunConfig, world_size: int, *, computes_here: bool = True)
             f"checkpoint.resume is false, but run_dir={run_dir} has checkpoints up to step {steps[-1]}, with which those of a "
             f"fresh start would mix; {_START_OVER}, or set checkpoint.resume=true to go on"
         )
-    if steps and steps[-1] > config.train.steps:
-        raise ConfigError(
-            f"train.steps={config.train.steps} lies before step {steps[-1]}, from which run_dir={run_dir} would be resumed: "
-            f"nothing would be trained; raise train.steps, or {_START_OVER}"
-        )
+    for key, last in (("steps", config.train.steps), ("stop_after", config.train.stop_after)):
+        if steps and last is not None and last < steps[-1]:
+            raise ConfigError(
+                f"train.{key}={last} lies before step {steps[-1]}, from which run_dir={run_dir} would be resumed: "
+                f"nothing would be trained; raise train.{key}, or {_START_OVER}"
+            )
     if steps:
         _check_same_model(checkpoint_path(run_dir / "checkpoints", steps[-1]), config)
     else:

@@ -21,9 +21,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch.distributed as dist
 
@@ -160,9 +161,11 @@ class Watchdog:
 
     def _judge(self) -> None:
         """Report, wait for the others' reports, compare."""
-        self._report()
+        reports = {self._rank: self._report()}
         deadline = time.monotonic() + self._grace_s
-        while len(reports := self._reports()) < len(self._hosts) and time.monotonic() < deadline:
+        while len(reports) < len(self._hosts) and time.monotonic() < deadline:
+            with suppress(OSError, ValueError):  # a file that cannot be read this time
+                reports |= self._reports()
             time.sleep(self._tick_s)
         verdict, culprit = explain(reports, self._hosts)
         if self._rank == min(reports):
@@ -174,7 +177,12 @@ class Watchdog:
         )  # the first process to end makes the launcher end the rest: not before the verdict is written
         self._end(f"ended by its watchdog: {verdict}")
 
-    def _report(self) -> None:
+    def _report(self) -> HangReport:
+        """Write what this rank does.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         last = self._heartbeat.last
         main = sys._current_frames()[threading.main_thread().ident or 0]
         report = HangReport.of(self._rank, last.phase, last.step, last.number, time.monotonic() - last.since, main)
@@ -185,6 +193,7 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file)
         os.replace(path.with_suffix(".tmp"), path)
+        return report
 
     @staticmethod
     def _print_stacks() -> str:
@@ -197,8 +206,8 @@ class Watchdog:
         texts = (path.read_text().split("\n", 1)[0] for path in self._folder.glob("rank_*.txt"))
         return {report.rank: report for report in (HangReport(**json.loads(text)) for text in texts)}
 
-    def _end(self, message: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} rank {self._rank}: {message}", file=sys.__stderr__, flush=True)
-        os._exit(
-            EXIT_FAILED
-        )  # the training thread cannot be interrupted where it waits, and clean-up would wait for it
+    def _end(self, message: str) -> NoReturn:
+        try:  # the standard error may be a file on a full disk
+            print(f"{time.strftime('%H:%M:%S')} rank {self._rank}: {message}", file=sys.__stderr__, flush=True)
+        finally:  # the training thread cannot be interrupted where it waits, and clean-up would wait for it
+            os._exit(EXIT_FAILED)

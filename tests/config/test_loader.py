@@ -111,6 +111,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("heads.video.source.tokens=20000", 1, "between 1 and the 16384 patches"),
         ("schedule.warmup_steps=11", 1, "schedule.warmup_steps=11"),
         ("train.hang_timeout_s=120", 1, "train.hang_timeout_s=120 must lie above data.sample_timeout_s=120"),
+        ("data.sample_timeout_s=60", 1, None),
         ("train.hang_timeout_s=0", 1, None),
         ("train.spike.window=9", 1, "train.spike.window=9 at least 10"),
         ("checkpoint.keep_every=-1", 1, "checkpoint.keep_every=-1 must not be negative"),
@@ -126,6 +127,14 @@ def test_checks_name_the_key(override: str, world: int, message: str | None) -> 
         return
     with pytest.raises(ConfigError, match=message):
         check(parse(TEXT, overrides), world)
+
+
+def test_retries_of_remote_reads_end_before_the_sample_is_given_up() -> None:
+    remote = parse(TEXT.replace("a.tar", "s3://bucket/a.tar"), ["data.sample_timeout_s=60"])
+    with pytest.raises(
+        ConfigError, match=r"data\.remote_retry_s=60 lie between 0 and data\.sample_timeout_s=60, if shards are"
+    ):
+        check(remote, 1)
 
 
 def test_every_field_is_documented_and_in_the_schema() -> None:

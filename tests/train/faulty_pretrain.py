@@ -1,5 +1,9 @@
-"""launch.pretrain with a fault on rank 1 in its second step: it hangs, or it raises while the first one's checkpoint is slowly
-written. A stand-in for a broken machine."""
+"""launch.pretrain with a fault, a stand-in for a broken machine.
+
+hang, raise      of rank 1 in its second step; `raise` comes while the first one's checkpoint is slowly written
+slow profile     a rank takes longer to write its profile than a hang takes
+end              rank 0 fails while it closes its files after the last step
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,14 @@ import os
 import time
 from typing import Any
 
+from torch.profiler import profile
+
 from launch import pretrain
 from megatron_ovenc.data.batch import PatchBatch
 from megatron_ovenc.data.loader import HeadLoader
 from megatron_ovenc.train import watchdog
 from megatron_ovenc.train.checkpoint import Checkpointer
+from megatron_ovenc.train.metrics import MetricsWriter
 
 FAULTY_AT = 2
 
@@ -36,7 +43,18 @@ def main(fault: str, argv: list[str]) -> int:
         time.sleep(2)
         return record(self, *args)
 
-    HeadLoader.next = faulty_next  # type: ignore[method-assign]
+    def slow_export(self: profile, path: str) -> None:
+        time.sleep(7)
+
+    def failing_close(self: MetricsWriter) -> None:
+        raise ValueError("the files of rank 0 are gone")
+
+    if fault in ("hang", "raise"):
+        HeadLoader.next = faulty_next  # type: ignore[method-assign]
+    if fault == "slow profile":
+        profile.export_chrome_trace = slow_export  # type: ignore[method-assign]
+    if fault == "end":
+        MetricsWriter.close = failing_close  # type: ignore[method-assign]
     if fault == "raise":
         record = Checkpointer._record
         Checkpointer._record = slow_record  # type: ignore[method-assign]

@@ -148,3 +148,24 @@ def test_the_first_failure_is_what_the_exit_status_tells(config: Path) -> None:
     assert (status["status"], status["rank"], status["step"]) == ("failed", 1, 1)
     assert status["detail"] == "ValueError: the disk of rank 1 is gone"
     assert checkpoint_steps(config.parent / "run" / "checkpoints") == [1]
+
+
+def test_a_slow_profile_of_one_rank_is_no_hang(config: Path) -> None:
+    shorten(config, 4)
+    config.write_text(config.read_text().replace("log: {", "log: {profile: {steps: [2, 2], ranks: [1]}, "))
+    codes, errors = two_ranks(config, "slow profile")
+    assert codes == [0, 0], errors
+    assert (config.parent / "run" / "profile" / "rank0001.table.txt").exists()
+
+
+def test_what_goes_wrong_after_the_end_does_not_undo_it(config: Path) -> None:
+    shorten(config, 2)
+    codes, errors = two_ranks(config, "end")
+    assert codes[0] == 1, errors
+    assert "the files of rank 0 are gone" in errors[0]
+    status = json.loads((config.parent / "run" / "exit_status.json").read_text())
+    assert (status["status"], status["step"]) == ("finished", 2)
+
+
+def shorten(config: Path, steps: int) -> None:
+    config.write_text(config.read_text().replace("steps: 1000", f"steps: {steps}"))

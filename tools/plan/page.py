@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from megatron_ovenc.config import RunConfig
@@ -108,7 +109,7 @@ def show(plan: Plan) -> None:
     console.print(_verdict(plan))
     console.print(_speed_table(plan))
     for line in _facts(plan):
-        console.print(line)
+        console.print(line, markup=False)
 
 
 def _gib(size: float) -> str:
@@ -144,7 +145,7 @@ def _verdict(plan: Plan) -> str:
     for remedy in plan.remedies:
         words = " ".join(f"--set {setting}" for setting in remedy.settings)
         cost = remedy.step_s / plan.speed.step_s - 1
-        lines.append(f"would fit: {words}    ({_gib(remedy.memory)} GiB, step {cost:+.0%})")
+        lines.append(f"would fit: {escape(words)}    ({_gib(remedy.memory)} GiB, step {cost:+.0%})")
     return "\n".join(lines)
 
 
