@@ -17,7 +17,7 @@ from typing import TypedDict
 
 import psutil
 
-PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "safetensors", "av", "pillow")
+PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "safetensors", "av", "pillow", "fsspec")
 """What ranks compute and decode with."""
 OPTIONAL_PACKAGES = (
     *("transformer-engine", "flash-attn", "triton"),
