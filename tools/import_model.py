@@ -10,7 +10,6 @@ compared with the Hugging Face model on random input. Packing it again gives the
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from megatron_ovenc.parallel.rectangle import Rectangle
 from megatron_ovenc.train.checkpoint import Checkpointer, checkpoint_path
 from megatron_ovenc.train.checkpoint_reader import CheckpointError
 from megatron_ovenc.train.weights import read_weights
+from tools.arguments import check_makeable
 from tools.compare import (
     LARGEST_ROUNDING,
     forward,
@@ -67,13 +67,9 @@ def import_model(source: Path, output: Path, num_heads: int | None = None) -> tu
 
 def _check_output(output: Path) -> None:
     """A checkpoint of step 0 beside a run's own would be taken for its beginning."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file: give a new directory")
+    check_makeable(output)
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"--output {output} is not empty: give a new directory, or remove it first")
-    place = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigError(f"--output {output} cannot be made: {place} is no directory that can be written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from onevision_encoder import (
     OneVisionEncoderVideoProcessor,
     save_for_hub,
 )
+from tools.arguments import check_makeable
 from tools.compare import (
     LARGEST_ROUNDING,
     forward,
@@ -105,6 +106,7 @@ def pack(
 
 def _check_output(output: Path, checkpoint: Path) -> None:
     """A README.md and a config.json that are not an earlier export's must not be written over, nor the weights being read."""
+    check_makeable(output)
     if output.resolve() == checkpoint.resolve():
         raise ConfigError(f"--output {output} is the directory that is read: give another one")
     if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():

@@ -213,7 +213,12 @@ def test_nothing_else_is_written_over(golden: Path, tmp_path: Path, capsys: pyte
     other.mkdir()
     (other / "README.md").write_text("mine")
     content = {file: file.read_bytes() for folder in (source, other) for file in folder.iterdir()}
-    for output, message in ((source, "is the directory that is read"), (other, "holds files, but no exported model")):
+    for output, message in (
+        (source, "is the directory that is read"),
+        (other, "holds files, but no exported model"),
+        (other / "README.md", "is a file"),
+        (other / "README.md" / "below", "is no directory that can be written"),
+    ):
         assert pack_model.main(["--checkpoint", str(source), "--output", str(output)]) == 2
         assert message in capsys.readouterr().err
     assert {file: file.read_bytes() for folder in (source, other) for file in folder.iterdir()} == content
