@@ -109,7 +109,7 @@ def test_a_bank_that_steps_touched_rows_resumes_whole(rank_pool: RankPool, tmp_p
 def test_what_a_checkpoint_does_not_hold_is_named(
     rank_pool: RankPool, stopped: tuple[Path, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda head, patch_size: None)
+    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda *args, **kwargs: None)
     run_dir = copy_run(stopped[0], tmp_path)
     learned = small_config(run_dir, ParallelConfig(), bank=replace(PLAIN, learn_scale=True))
     with pytest.raises(ConfigError, match=r"heads\.image\.bank\.learn_scale: False there, True here"):
@@ -167,7 +167,7 @@ def test_incomplete_checkpoint_is_not_seen(stopped: tuple[Path, dict[int, float]
 def test_checkpoint_of_another_model_is_refused_at_start(
     stopped: tuple[Path, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda head, patch_size: None)
+    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda *args, **kwargs: None)
     run_dir = copy_run(stopped[0], tmp_path)
     check_run(small_config(run_dir, ParallelConfig()), 1)
     with pytest.raises(ConfigError, match=r"model\.ffn_size: 256 there, 512 here"):

@@ -99,7 +99,7 @@ def test_a_request_to_stop_is_never_lost(rank_pool: RankPool, tmp_path: Path, wh
 def test_fewer_steps_than_were_taken_are_refused(
     rank_pool: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda head, patch_size: None)
+    monkeypatch.setattr("megatron_ovenc.train.preflight.check_source", lambda *args, **kwargs: None)
     rank_pool.run(train, world=1, args=(tmp_path, ""))
     config = small_config(tmp_path, ParallelConfig())
     check_run(config, 1)
