@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 COLOURS = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230], [230, 230, 20], [20, 230, 230], [230, 20, 230]])
 
 
+def test_samples_that_are_their_own_centres_have_a_histogram() -> None:
+    cosines = np.array([1.0, np.nextafter(np.float32(1), np.float32(0))], np.float32)
+    assert sum(histograms(np.array([1, 1]), cosines)["cosine_histogram"]["counts"]) == 2
+
+
 def write_pictures(folder: Path, counts: list[int], side: int = 32) -> str:
     """Shards of plain pictures, brighter and darker: colour c for 1 / 2 ** (c + 1) of them."""
     rng = np.random.default_rng(0)

@@ -35,7 +35,7 @@ def histograms(sizes: np.ndarray, cosines: np.ndarray) -> dict[str, Any]:
     filled = sizes[sizes > 0]
     edges = np.unique(np.rint(np.geomspace(1, max(2, filled.max() + 1), _BINS + 1)).astype(int))
     size_counts, _ = np.histogram(filled, edges)
-    cosine_counts, cosine_edges = np.histogram(cosines, _BINS)
+    cosine_counts, cosine_edges = np.histogram(cosines.astype(np.float64), _BINS)  # float32 has no 32 bins just below 1
     low, middle, high = np.percentile(cosines, [5, 50, 95])
     return {
         "cluster_size": {"min": int(sizes.min()), "median": float(np.median(sizes)), "max": int(sizes.max())},
