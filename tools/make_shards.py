@@ -42,7 +42,8 @@ import codec
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, SIDECAR_EXTENSION, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import image_pixels
-from megatron_ovenc.data.shards import index_path, index_tar, labels_path, read_index
+from megatron_ovenc.data.storage.labels import labels_path
+from megatron_ovenc.data.storage.tar import index_path, index_tar, read_index
 from megatron_ovenc.data.video import frame_count, frame_pixels
 from tools.arguments import positive
 from tools.files import write_whole

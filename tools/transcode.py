@@ -146,7 +146,7 @@ def _crashed(job: Job) -> Done:
 
 
 def _whole(job: Job) -> bool:
-    """Whether the output is newer than its source and has all of its frames, from the packets of both."""
+    """Whether the output is newer than its source and has all of its frames; decodes both."""
     try:
         if job.target.stat().st_mtime < job.item.path.stat().st_mtime:
             return False

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write the tables to {PAGE}")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    lines = [f"`python -m benchmarks.data --write` on {machine()}.", ""]
+    lines = [f"`python -m benchmarks.data --write --seconds {options.seconds:g}` on {machine()}.", ""]
     lines += table(prepare(options.output, console), options.seconds, console)
     console.print("memory over 10,000 samples")
     grown = memory(console)

@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from codec.bench.scenes import ENCODERS, encode, render, scenes
-from megatron_ovenc.config import BankConfig, HeadConfig, SourceConfig
+from codec.bench.scenes import ENCODERS, Scene, encode, render, scenes
+from megatron_ovenc.config import BankConfig, DataConfig, HeadConfig, SourceConfig
+from megatron_ovenc.data.errors import BadSampleLog
+from megatron_ovenc.data.loader import HeadLoader
 from tools.inputs import Item
 from tools.make_shards import Packing, make_shards
 
@@ -57,6 +59,20 @@ def head(shards: Path, batch: int = 8) -> HeadConfig:
     return HeadConfig(name="video", global_batch_size=batch, bank=BankConfig(num_classes=2, positives=1), source=source)
 
 
-def _frames(scene: object) -> Iterator[np.ndarray]:
-    for picture, _ in render(scene):  # type: ignore[arg-type]
+def open_loader(wanted: HeadConfig, workers: int, bad_log: Path) -> HeadLoader:
+    """A head's batches as the only rank of a run gets them."""
+    return HeadLoader(
+        wanted,
+        DataConfig(workers=workers),
+        patch_size=PATCH,
+        seed=0,
+        grad_accumulation=1,
+        data_rank=0,
+        data_size=1,
+        bad_log=BadSampleLog(bad_log),
+    )
+
+
+def _frames(scene: Scene) -> Iterator[np.ndarray]:
+    for picture, _ in render(scene):
         yield np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))

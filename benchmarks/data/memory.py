@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.data.material import PATCH
+from benchmarks.data.material import PATCH, open_loader
 from codec.bench.scenes import ENCODERS, encode
-from megatron_ovenc.config import BankConfig, DataConfig, HeadConfig, SourceConfig
-from megatron_ovenc.data.errors import BadSampleLog
-from megatron_ovenc.data.loader import HeadLoader
+from megatron_ovenc.config import BankConfig, HeadConfig, SourceConfig
 from tools.inputs import Item
 from tools.make_shards import Packing, make_shards
 
@@ -39,16 +37,8 @@ def memory(console: Console) -> list[tuple[int, float]]:
             kind="video", shards=(f"{name}/shards/*.tar",), size=SIDE, tokens=64, clip_frames=FRAMES, num_frames=4
         )
         bank = BankConfig(num_classes=2, positives=1)
-        loader = HeadLoader(
-            HeadConfig(name="video", global_batch_size=BATCH, bank=bank, source=source),
-            DataConfig(workers=2),
-            patch_size=PATCH,
-            seed=0,
-            grad_accumulation=1,
-            data_rank=0,
-            data_size=1,
-            bad_log=BadSampleLog(folder / "bad.jsonl"),
-        )
+        wanted = HeadConfig(name="video", global_batch_size=BATCH, bank=bank, source=source)
+        loader = open_loader(wanted, 2, folder / "bad.jsonl")
         found = []
         for taken in range(BATCH, SAMPLES + 1, BATCH):
             loader.next()

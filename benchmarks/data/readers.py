@@ -14,17 +14,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 
-from benchmarks.data.material import FRAMES, PATCH, SIZE, head
+from benchmarks.data.material import FRAMES, PATCH, SIZE, head, open_loader
 from benchmarks.machine import resident_peak
-from megatron_ovenc.config import DataConfig, ModesConfig
+from megatron_ovenc.config import ModesConfig
 from megatron_ovenc.data.dataset import Fetched, HeadDataset
-from megatron_ovenc.data.errors import BadSampleLog
-from megatron_ovenc.data.loader import HeadLoader
 from megatron_ovenc.data.shards import ShardSet
 
 MEAN, DEVIATION = np.array([0.481, 0.458, 0.408], np.float32), np.array([0.269, 0.261, 0.276], np.float32)
@@ -73,8 +72,6 @@ def ours(folder: Path, modes: ModesConfig | None = None) -> Iterator[int]:
     """This project's samples, one by one in this process."""
     wanted = head(folder)
     if modes is not None:
-        from dataclasses import replace
-
         wanted = replace(wanted, source=replace(wanted.source, modes=modes))
     dataset = HeadDataset(wanted, ShardSet.open(wanted.source.shards), patch_size=PATCH, seed=0, micro_batch=8)
     for position in itertools.count():
@@ -91,16 +88,7 @@ def ours_codec(folder: Path) -> Iterator[int]:
 def loader(folder: Path, workers: int) -> Iterator[int]:
     """Batches through worker processes, as training gets them; a sample's bytes each."""
     with tempfile.TemporaryDirectory() as logs:
-        source = HeadLoader(
-            head(folder),
-            DataConfig(workers=workers),
-            patch_size=PATCH,
-            seed=0,
-            grad_accumulation=1,
-            data_rank=0,
-            data_size=1,
-            bad_log=BadSampleLog(Path(logs) / "bad.jsonl"),
-        )
+        source = open_loader(head(folder), workers, Path(logs) / "bad.jsonl")
         try:
             while True:
                 batch = source.next()

@@ -10,8 +10,8 @@ from megatron_ovenc.config.tree import DataConfig, HeadConfig, SourceConfig
 from megatron_ovenc.data import dali
 from megatron_ovenc.data.dataset import HeadDataset
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.shards import Shard, ShardSet, storage_of
-from megatron_ovenc.data.storage.base import printable
+from megatron_ovenc.data.shards import ShardSet, storage_of
+from megatron_ovenc.data.storage.base import Shard, printable
 from megatron_ovenc.data.storage.labels import labels_path
 
 LABELS_CHECKED = 4_000_000

@@ -16,8 +16,8 @@ from megatron_ovenc.data.errors import BadRecord, BadSample
 from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.mixture import mode_at, source_at
 from megatron_ovenc.data.order import generator, replacement_index, sample_indices
-from megatron_ovenc.data.shards import RawSample, ShardSet
-from megatron_ovenc.data.storage.base import VISIDX_EXTENSION
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.base import VISIDX_EXTENSION, RawSample
 from megatron_ovenc.data.views import Clip, View, draw_positives, whole
 from megatron_ovenc.data.visidx import load_selection
 from megatron_ovenc.data.windows import Framing, native, square

@@ -25,22 +25,10 @@ from megatron_ovenc.config.tree import DataConfig
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.storage.base import RawSample, Shard, ShardReader, printable
 from megatron_ovenc.data.storage.files import Storage, is_remote
-from megatron_ovenc.data.storage.labels import labels_path, map_labels
+from megatron_ovenc.data.storage.labels import map_labels
 from megatron_ovenc.data.storage.lists import ListReader
 from megatron_ovenc.data.storage.recordio import RecordReader
-from megatron_ovenc.data.storage.tar import TarReader, index_path, index_tar, read_index
-
-__all__ = [
-    "RawSample",
-    "Shard",
-    "ShardSet",
-    "Storage",
-    "index_path",
-    "index_tar",
-    "labels_path",
-    "read_index",
-    "storage_of",
-]
+from megatron_ovenc.data.storage.tar import TarReader
 
 FORMATS: dict[str, type[ShardReader]] = {
     "tar": TarReader,

@@ -16,10 +16,10 @@ _NAME = "the clip"
 
 
 def frame_count(content: bytes) -> int:
-    """Number of frames, from the packets alone.
+    """Number of frames, found by decoding: what containers promise is not always so.
 
     Raises:
-        BadSample: not a clip, or a truncated one.
+        BadSample: not a clip, or a damaged one.
     """
     try:
         return codec.frame_count(content, name=_NAME)

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from megatron_ovenc.config.tree import BankConfig, DataConfig, HeadConfig, ModesConfig, SourceConfig
-from megatron_ovenc.data.shards import index_path, index_tar, labels_path
+from megatron_ovenc.data.storage.labels import labels_path
+from megatron_ovenc.data.storage.tar import index_path, index_tar
 
 PATCH = 14
 SIDE = 28

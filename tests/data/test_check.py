@@ -10,7 +10,7 @@ import pytest
 from megatron_ovenc.config.tree import ModesConfig
 from megatron_ovenc.data import check
 from megatron_ovenc.data.check import check_source
-from megatron_ovenc.data.shards import labels_path
+from megatron_ovenc.data.storage.labels import labels_path
 from tests.data.samples import clip_head, image_head, write_images, write_shard
 
 

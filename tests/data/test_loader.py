@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_ovenc.data.shards import labels_path
+from megatron_ovenc.data.storage.labels import labels_path
 from tests.data.samples import (
     GRID,
     clip_bytes,

@@ -15,7 +15,9 @@ import pytest
 
 from megatron_ovenc.data import shards as shards_module
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.shards import ShardSet, index_path, index_tar, labels_path, read_index
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.labels import labels_path
+from megatron_ovenc.data.storage.tar import index_path, index_tar, read_index
 from tests.data.samples import overwrite, write_shard
 
 CONTENT = [

@@ -12,7 +12,8 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from megatron_ovenc.data.dataset import HeadDataset
-from megatron_ovenc.data.shards import ShardSet, labels_path
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.labels import labels_path
 from onevision_encoder import (
     OneVisionEncoderConfig,
     OneVisionEncoderImageProcessor,

@@ -13,7 +13,8 @@ import pytest
 
 import codec
 from megatron_ovenc.data.check import check_source
-from megatron_ovenc.data.shards import RawSample, ShardSet
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.base import RawSample
 from megatron_ovenc.data.video import frame_count
 from tests.data.poison import kill_at
 from tests.data.samples import clip_bytes, clip_head, coded_frames, image_bytes

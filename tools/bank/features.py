@@ -21,7 +21,8 @@ from rich.progress import Progress
 from eval.workers import ordered_map
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.shards import Shard, ShardSet
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.base import Shard
 from tools.bank.spaces import FeatureSpace, Kind
 
 MATRIX, PROGRESS = "features.npy", "features.jsonl"

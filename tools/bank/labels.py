@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ovenc.data.shards import ShardSet, labels_path
+from megatron_ovenc.data.shards import ShardSet
 from megatron_ovenc.data.storage.files import is_remote
+from megatron_ovenc.data.storage.labels import labels_path
 from tools.bank.kmeans import Points, Search, nearest
 
 COMPARED = 2048

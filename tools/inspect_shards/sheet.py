@@ -16,7 +16,8 @@ from megatron_ovenc.config.tree import SourceConfig
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, SIDECAR_EXTENSION, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import framed_pixels
-from megatron_ovenc.data.shards import RawSample, ShardSet
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.base import RawSample
 from megatron_ovenc.data.video import frame_pixels
 from megatron_ovenc.data.views import Clip
 from megatron_ovenc.data.windows import Window

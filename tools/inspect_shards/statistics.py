@@ -14,7 +14,8 @@ from codec.types import CodecError
 from megatron_ovenc.data.dataset import IMAGE_EXTENSIONS, SIDECAR_EXTENSION, VIDEO_EXTENSIONS
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import open_picture
-from megatron_ovenc.data.shards import RawSample, ShardSet
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.base import RawSample
 
 _MOST_FREQUENT = 10
 

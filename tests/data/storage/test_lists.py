@@ -12,8 +12,9 @@ import pytest
 
 from megatron_ovenc.data.check import check_source
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.shards import ShardSet, labels_path
+from megatron_ovenc.data.shards import ShardSet
 from megatron_ovenc.data.storage import lists
+from megatron_ovenc.data.storage.labels import labels_path
 from tests.data.samples import GRID, ONLY_CODEC, clip_bytes, clip_head, coded_frames, decoded_place
 from tests.data.storage.writers import write_visidx
 from tests.data.streams import loader, records, stream

@@ -11,7 +11,8 @@ import pytest
 
 from megatron_ovenc.data.check import check_source
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.shards import ShardSet, labels_path
+from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.storage.labels import labels_path
 from tests.data.samples import image_bytes, image_head, write_images
 from tests.data.storage.writers import MAGIC, image_record, part, write_records
 from tests.data.streams import records, stream
