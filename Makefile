@@ -1,7 +1,7 @@
 # Two commands set everything up on a fresh machine:
 #   make demo    install into .venv, then: render clips, train, stop, resume, probe, export (7 to 13 minutes on 2 cores)
 #   make test    install into .venv, then run the tests on both supported majors of transformers
-# A third one needs root on Linux, takes three minutes, and installs sshd and pdsh where they are missing:
+# A third one needs root on Linux, takes four minutes, and installs sshd and pdsh where they are missing:
 #   make test-multinode      two hosts in network namespaces train together, lose a rank, the network, a checkpoint
 # Two more want a GPU and the environment of the Dockerfile, and take under ten minutes each (docs/gpu.md):
 #   make gpu-check   does the GPU compute what the CPU computes?
