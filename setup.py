@@ -11,12 +11,12 @@ from setuptools import Extension, setup
 BINDINGS = "codec/native/nanobind.cpp"
 
 
-def extension(name: str, folder: str) -> Extension:
-    """The C++ sources of a folder as a Python module."""
+def extension(name: str, folder: str, sources: str = "*.cpp") -> Extension:
+    """C++ sources of a folder as a Python module."""
     library = Path(nanobind.source_dir())
     return Extension(
         name,
-        sources=sorted({BINDINGS, *map(str, Path(folder).glob("*.cpp"))}),
+        sources=sorted({BINDINGS, *map(str, Path(folder).glob(sources))}),
         depends=sorted(map(str, Path(folder).glob("*.h"))),
         include_dirs=[nanobind.include_dir(), str(library), str(library.parent / "ext" / "robin_map" / "include")],
         define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
@@ -28,6 +28,7 @@ def extension(name: str, folder: str) -> Extension:
             "-fvisibility=hidden",
             "-fno-strict-aliasing",
             "-fno-math-errno",
+            "-ffp-contract=off",
         ],
         language="c++",
     )
@@ -35,7 +36,8 @@ def extension(name: str, folder: str) -> Extension:
 
 setup(
     ext_modules=[
-        extension("codec._compensate", "codec/native"),
+        extension("codec._compensate", "codec/native", "compensate.cpp"),
+        extension("codec._cut", "codec/native", "cut.cpp"),
         extension("codec.hevc._hevc", "codec/hevc/src"),
     ]
 )

@@ -12,7 +12,9 @@ core. On the command line: ``python -m codec inspect | analyze | select | render
 """
 
 from codec.camera import Camera
+from codec.cut import Appearance, Cutter
 from codec.derive import Crop, Derived, derive
+from codec.frames import Frames
 from codec.gop import adaptive_groups
 from codec.saliency import DEFAULT, REFERENCE, SaliencyConfig, patch_grid, saliency
 from codec.sample import frame_indices, sample
@@ -25,12 +27,15 @@ from codec.types import CodecError, FrameSignals, FrameType, Source
 __all__ = [
     "DEFAULT",
     "REFERENCE",
+    "Appearance",
     "Camera",
     "CodecError",
     "Crop",
+    "Cutter",
     "Derived",
     "FrameSignals",
     "FrameType",
+    "Frames",
     "Policy",
     "SaliencyConfig",
     "Sidecar",

@@ -58,10 +58,23 @@ class HeaderReader:
         for unit in _record_units(extradata) if is_record else _start_code_units(extradata):
             self._parameters(unit)
 
+    @property
+    def frames_only(self) -> bool:
+        """Whether no sequence read so far allows fields, so that every picture is a frame; False if none was read."""
+        return bool(self._sequences) and all(sequence.frames_only for sequence in self._sequences.values())
+
+    def access(self, packet: bytes) -> tuple[bool, bool]:
+        """Whether decoding can start at a packet's picture (an IDR picture), and whether others may be predicted from it."""
+        for unit in units(packet, self._length_bytes):
+            kind = unit[0] & 31
+            if 1 <= kind <= _IDR_SLICE:
+                return kind == _IDR_SLICE, bool(unit[0] >> 5 & 3)
+            self._parameters(unit)
+        raise ValueError("there is no picture in this packet")
+
     def read(self, packet: bytes) -> PictureHeader:
         """The header of the picture in a packet; a header that makes no sense counts as one that allows everything."""
-        units = _start_code_units(packet) if self._length_bytes is None else _sized_units(packet, self._length_bytes)
-        for unit in units:
+        for unit in units(packet, self._length_bytes):
             kind = unit[0] & 31
             if kind in (_SLICE, _IDR_SLICE):
                 try:
@@ -214,6 +227,11 @@ def _record_units(record: bytes) -> Iterator[bytes]:
             if unit := record[position + 2 : end]:
                 yield unit
             position = end
+
+
+def units(packet: bytes, length_bytes: int | None) -> Iterator[bytes]:
+    """The network abstraction layer's units in a packet, behind sizes of so many bytes, or behind start codes (None)."""
+    return _start_code_units(packet) if length_bytes is None else _sized_units(packet, length_bytes)
 
 
 def _sized_units(packet: bytes, length_bytes: int) -> Iterator[bytes]:

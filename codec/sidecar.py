@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from codec.frames import Frames
 from codec.saliency import DEFAULT, SaliencyConfig, patch_grid, saliency
 from codec.sample import frame_indices, sample
 from codec.signals import signals
-from codec.source import frame_count, open_clip
 from codec.types import CodecError, FrameSignals, Source, describe
 
 VERSION = 2
@@ -100,9 +100,8 @@ def analyse(
         CodecError: the clip cannot be read to its last frame that is needed.
         ValueError: an empty grid, or less than one virtual frame.
     """
-    with open_clip(source, name) as clip:
-        source_codec = clip.codec
-    indices = frame_indices(frame_count(source, name=name), virtual_frames)
+    clip = Frames(source, name)
+    indices = frame_indices(clip.count, virtual_frames)
     types: list[str] = []
 
     def noting_types() -> Iterator[FrameSignals]:
@@ -119,7 +118,7 @@ def analyse(
         clip_types="".join(types),
         height=height,
         width=width,
-        source_codec=source_codec,
+        source_codec=clip.codec,
         source_bytes=size,
         source_sha256=digest,
         estimated=frames[0].estimated,

@@ -109,14 +109,8 @@ def pictures(clip: Clip, observe: Callable[[int, av.Packet], None] | None = None
         except av.error.FFmpegError as error:
             raise CodecError(f"{clip.name}: cannot be decoded past frame {count}: {reason(error)}") from error
         for frame in frames:
-            if frame.is_corrupt:
-                raise CodecError(f"{clip.name}: frame {count} is damaged: parts of it could not be decoded")
             size = size or (frame.width, frame.height)
-            if (frame.width, frame.height) != size:
-                raise CodecError(
-                    f"{clip.name}: the picture size changes from {size[0]}x{size[1]} to {frame.width}x{frame.height} "
-                    f"at frame {count}: split the clip there"
-                )
+            check_frame(clip.name, frame, count, size)
             decoded_at, data = cast(tuple[int, bytes], frame.opaque)
             yield Picture(frame=frame, data=data, order=decoded_at)
             count += 1
@@ -125,13 +119,28 @@ def pictures(clip: Clip, observe: Callable[[int, av.Packet], None] | None = None
 
 
 def frame_count(source: Source, *, name: str | None = None) -> int:
-    """Number of frames that `codec.decode` will yield, found by decoding: what containers promise is not always so.
+    """Number of frames that `codec.decode` will yield, found by decoding all of them, so that damage shows; `Frames` is quicker.
 
     Raises:
         CodecError: as `open_clip` and `pictures`.
     """
     with open_clip(source, name) as clip:
         return sum(1 for _ in pictures(clip))
+
+
+def check_frame(name: str, frame: av.VideoFrame, index: int, size: tuple[int, int]) -> None:
+    """Refuse a decoded frame that is damaged or has another (width, height) than the clip's first.
+
+    Raises:
+        CodecError: it is so.
+    """
+    if frame.is_corrupt:
+        raise CodecError(f"{name}: frame {index} is damaged: parts of it could not be decoded")
+    if (frame.width, frame.height) != size:
+        raise CodecError(
+            f"{name}: the picture size changes from {size[0]}x{size[1]} to {frame.width}x{frame.height} "
+            f"at frame {index}: split the clip there"
+        )
 
 
 def luma(frame: av.VideoFrame) -> Luma:

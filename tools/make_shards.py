@@ -44,7 +44,7 @@ from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.images import image_pixels
 from megatron_ovenc.data.storage.labels import labels_path
 from megatron_ovenc.data.storage.tar import index_path, index_tar, read_index
-from megatron_ovenc.data.video import frame_count, frame_pixels
+from megatron_ovenc.data.video import frame_count
 from tools.arguments import positive
 from tools.files import write_whole
 from tools.inputs import Item, read_inputs
@@ -167,8 +167,7 @@ def _prepare(item: Item, packing: Packing) -> bytes | LeftOut | None:
                 codec.analyse(content, (side, side), virtual_frames=packing.clip_frames, name="the clip")
             )
         else:
-            last = np.array([frame_count(content) - 1])
-            frame_pixels(content, last, packing.patch_size)
+            frame_count(content)
     except (OSError, BadSample, codec.CodecError) as error:
         return LeftOut(path=item.path, reason=str(error))
     return None

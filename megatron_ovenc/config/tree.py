@@ -171,8 +171,9 @@ class SourceConfig:
     """Pictures become squares of `size`, or keep their aspect and size within `tokens` patches. Frames are always square."""
     decoder: Literal["pillow", "dali"] = "pillow"
     """Library that decodes and resizes pictures in the workers; `dali` needs the extra of that name."""
-    augment: bool = True
-    """Random-resized crop and flip of pictures (seeded by sample). Clips are not augmented."""
+    augment: bool | None = None
+    """Random-resized crop and mirroring, of clips changed colours too, all seeded by the sample. Absent: pictures are augmented,
+    clips are not, as in the reference."""
     num_frames: int = 8
     """Whole frames of a clip in the modes `frames` and `collage`."""
     clip_frames: int = 64

@@ -118,9 +118,15 @@ class HeadDataset:
         rng = self._generator("view", position)
         if source.kind == "image":
             decode = dali_pixels if source.decoder == "dali" else framed_pixels
-            framing = image_framing(source, self._patch_size, rng if source.augment else None)
+            framing = image_framing(source, self._patch_size, None if source.augment is False else rng)
             return whole(decode(_member(raw, IMAGE_EXTENSIONS), framing)[None], self._patch_size)
-        clip = Clip(_member(raw, VIDEO_EXTENSIONS), raw.members.get(SIDECAR_EXTENSION), source, self._patch_size)
+        clip = Clip(
+            _member(raw, VIDEO_EXTENSIONS),
+            raw.members.get(SIDECAR_EXTENSION),
+            source,
+            self._patch_size,
+            rng=self._generator("augment", position) if source.augment else None,
+        )
         match mode_at(position, source.modes, self._micro_batch, seed=self._seed, head=self._head.name):
             case "codec":
                 return clip.codec_view(self.selection(raw))

@@ -1,88 +1,96 @@
-"""Clips to the pixels of the frames that are needed, decoded once."""
+"""Clips to pixels: the frames that are needed are decoded, the patches that are shown are cut out of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 
 import codec
-from codec.source import open_clip, pictures
 from megatron_ovenc.data.errors import BadSample
 
 _NAME = "the clip"
 
 
+def open_frames(content: bytes) -> codec.Frames:
+    """The frames of a clip by number.
+
+    Raises:
+        BadSample: not a clip, or one whose damage or truncation shows in its packets.
+    """
+    with _bad_samples():
+        return codec.Frames(content, _NAME)
+
+
 def frame_count(content: bytes) -> int:
-    """Number of frames, found by decoding: what containers promise is not always so.
+    """Number of frames, found by decoding all of them, so that damage anywhere shows.
 
     Raises:
         BadSample: not a clip, or a damaged one.
     """
-    try:
+    with _bad_samples():
         return codec.frame_count(content, name=_NAME)
-    except codec.CodecError as error:
-        raise BadSample(str(error)) from error
 
 
-def frame_pixels(content: bytes, wanted: np.ndarray, size: int) -> np.ndarray:
-    """Frames at strictly increasing display indices `wanted` [m]: uint8 [m, size, size, 3], RGB.
+def cut_patches(
+    frames: codec.Frames, indices: np.ndarray, positions: np.ndarray, cutter: codec.Cutter, patch_size: int
+) -> np.ndarray:
+    """Patches of a clip: uint8 [n, 3 * p * p], channel-major.
 
-    Decoding stops after the last of them.
+    Args:
+        frames: the clip's.
+        indices: display index of the frame that each t stands for, [T], strictly increasing.
+        positions: t, row, col of each patch, int32 [n, 3], in order of t; t beyond T - 1 is the last frame.
+        cutter: of patches of p = `patch_size` pixels.
 
     Raises:
         BadSample: the clip is damaged, or ends before a wanted frame.
     """
-    last = int(wanted[-1])
-    chosen = set(wanted.tolist())
-    resize = _Resizer(size)
-    pixels = []
+    patches = np.empty((len(positions), 3, patch_size, patch_size), np.uint8)
+    times, begins = np.unique(np.minimum(positions[:, 0], len(indices) - 1), return_index=True)
+    rows, cols = np.ascontiguousarray(positions[:, 1]), np.ascontiguousarray(positions[:, 2])
+    ends = [*begins[1:], len(positions)]
+    with _bad_samples():
+        for frame, begin, end in zip(frames.at(indices[times]), begins, ends, strict=True):
+            cutter(frame, rows[begin:end], cols[begin:end], patches[begin:end])
+    return patches.reshape(len(patches), -1)
+
+
+def frame_pixels(content: bytes, wanted: np.ndarray, size: int) -> np.ndarray:
+    """Frames at strictly increasing display indices `wanted` [m]: uint8 [m, size, size, 3], RGB, stretched to squares.
+
+    Raises:
+        BadSample: the clip is damaged, or ends before a wanted frame.
+    """
+    cutter = codec.Cutter((1, 1), size)
+    with _bad_samples():
+        return np.stack([cutter.whole(frame) for frame in codec.Frames(content, _NAME).at(wanted)])
+
+
+def frame_signals(content: bytes, wanted: np.ndarray) -> list[codec.FrameSignals]:
+    """What the encoder said about frames at strictly increasing display indices, each answering for the skipped ones before it.
+
+    Raises:
+        BadSample: the clip is damaged, or ends before a wanted frame.
+    """
+    with _bad_samples():
+        return codec.sample(codec.signals(content, name=_NAME), wanted)
+
+
+def analysed(content: bytes, grid: tuple[int, int], clip_frames: int) -> codec.Sidecar:
+    """What a sidecar of the clip would hold.
+
+    Raises:
+        BadSample: the clip is damaged.
+    """
+    with _bad_samples():
+        return codec.analyse(content, grid, virtual_frames=clip_frames, name=_NAME)
+
+
+@contextmanager
+def _bad_samples() -> Iterator[None]:
     try:
-        with open_clip(content, _NAME) as clip:
-            for index, picture in enumerate(pictures(clip)):
-                if index in chosen:
-                    pixels.append(resize(picture.frame))
-                if index == last:
-                    break
-    except codec.CodecError as error:
+        yield
+    except ValueError as error:  # a CodecError is one, and so is what `codec.sample` says of a clip that ends too early
         raise BadSample(str(error)) from error
-    if len(pixels) < len(wanted):
-        raise BadSample(f"{_NAME} ends before frame {wanted[len(pixels)]}, which its packets or its sidecar promise")
-    return np.stack(pixels)
-
-
-def frame_pixels_and_signals(
-    content: bytes, wanted: np.ndarray, size: int
-) -> tuple[np.ndarray, list[codec.FrameSignals]]:
-    """As `frame_pixels`, with the codec's signals of the same frames, each answering for the skipped ones before it."""
-    chosen = set(wanted.tolist())
-    resize = _Resizer(size)
-    pixels = []
-
-    def signals() -> Iterator[codec.FrameSignals]:
-        for frame, found in codec.decode(content, name=_NAME):
-            if found.index in chosen:
-                pixels.append(resize(frame))
-            yield found
-
-    try:
-        described = codec.sample(signals(), wanted)
-    except ValueError as error:  # a CodecError is one, and so is a clip that ends too early
-        raise BadSample(str(error)) from error
-    return np.stack(pixels), described
-
-
-class _Resizer:
-    """RGB squares from decoded frames; the filters are set up once a clip, which else costs several times the work itself."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 [size, size, 3]; the picture is stretched to a square, as saliency grids are."""
-        side = self._size
-        resized = self._reformatter.reformat(frame, side, side, "rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-        return resized.to_ndarray()

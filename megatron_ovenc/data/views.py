@@ -5,14 +5,18 @@ Legend: F frames, S side of a frame in pixels, p side of a patch, rows = cols = 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import codec
 from megatron_ovenc.config.tree import SourceConfig
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.video import frame_count, frame_pixels, frame_pixels_and_signals
+from megatron_ovenc.data.video import analysed, cut_patches, frame_signals, open_frames
+from megatron_ovenc.data.windows import square
+
+COLOURS = (0.8, 1.25)
+"""Factors of a clip's brightness, contrast and saturation where it is augmented (uniform)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,65 +42,48 @@ class Clip:
         source: SourceConfig,
         patch_size: int,
         frames: range | None = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         """Find out which frames there are.
 
         Args:
             content: the video file.
             sidecar: what `codec.dumps` made of it. One of another clip, patch grid or number of virtual frames does not count.
-            frames: the part of the file that is the clip, if it is not all of it; takes no sidecar.
+            frames: the part of the file that is the clip, if it is not all of it; takes neither sidecar nor `rng`.
+            rng: source of the crop, mirroring and colours; without it the whole picture is shown as it is.
 
         Raises:
-            BadSample: not a clip, or one whose truncation shows in its packets.
+            BadSample: not a clip, or one whose damage or truncation shows in its packets.
         """
         self._content = content
         self._source = source
         self._patch_size = patch_size
         self._side = source.size // patch_size
+        self._frames = open_frames(content)
         self._sidecar = None if sidecar is None else _usable(sidecar, content, self._side, source.clip_frames)
         if self._sidecar is not None:
             self.indices: np.ndarray = self._sidecar.frame_indices
         else:
-            frames = range(frame_count(content)) if frames is None else frames
+            frames = range(self._frames.count) if frames is None else frames
             self.indices = frames.start + codec.frame_indices(len(frames), source.clip_frames)
+        self._appearance = codec.Appearance() if rng is None else clip_appearance(*self._frames.size, rng)
 
     def codec_view(self, selection: np.ndarray | None = None) -> View:
         """The most salient patches of all frames, `source.tokens` of them or all that a short clip has.
 
         Args:
             selection: positions int32 [n, 3] that were chosen beforehand, ascending; what they show after the end of a short
-                clip is its last frame.
+                clip is its last frame. They were chosen on the whole picture, so that is what is shown, in changed colours.
 
         Raises:
             BadSample: the clip is damaged.
         """
         if selection is not None:
-            return self._patches_at(selection)
+            return self._cut(selection, replace(self._appearance, box=None, flip=False))
+        saliency, types = self._saliency()
         budget = min(self._source.tokens, len(self.indices) * self._side**2)
-        if self._sidecar is not None:
-            positions = codec.select(
-                self._sidecar.saliency, budget, self._source.i_frames, frame_types=self._sidecar.frame_types
-            )
-            return self._patches_at(positions)
-        # What happens in the file before the clip begins must not count for its first frame.
-        lead = int(self.indices[0] > 0)
-        wanted = np.concatenate([self.indices[:lead] - 1, self.indices])
-        pixels, signals = frame_pixels_and_signals(self._content, wanted, self._source.size)
-        pixels, signals = pixels[lead:], signals[lead:]
-        saliency = codec.saliency(signals, (self._side, self._side))
-        # Rounded as in a sidecar: having one must not change which patches are seen.
-        levels = np.rint(saliency * 255).astype(np.uint8)
-        types = "".join(frame.type for frame in signals)
-        positions = codec.select(levels, budget, self._source.i_frames, frame_types=types)
-        t, row, col = positions.T
-        return View(patches=cut(pixels, t, row, col, self._patch_size), positions=positions)
-
-    def _patches_at(self, positions: np.ndarray) -> View:
-        """Decode no more than the frames of known positions."""
-        times = np.minimum(positions[:, 0].astype(np.int64), len(self.indices) - 1)
-        frames, slots = np.unique(times, return_inverse=True)
-        pixels = frame_pixels(self._content, self.indices[frames], self._source.size)
-        return View(patches=cut(pixels, slots, positions[:, 1], positions[:, 2], self._patch_size), positions=positions)
+        positions = codec.select(saliency, budget, self._source.i_frames, frame_types=types)
+        return self._cut(positions, self._appearance)
 
     def frames_view(self, rng: np.random.Generator) -> View:
         """Whole frames, one drawn from each of `source.num_frames` equal bins of the clip.
@@ -104,20 +91,58 @@ class Clip:
         Raises:
             BadSample: the clip is damaged before the last drawn frame.
         """
-        pixels, times = self._drawn_frames(rng)
-        view = whole(pixels, self._patch_size)
-        positions = view.positions.copy()
+        times = draw_frames(len(self.indices), self._source.num_frames, rng)
+        positions = grid_positions(len(times), self._side, self._side)
         positions[:, 0] = times[positions[:, 0]]
-        return View(patches=view.patches, positions=positions)
+        return self._cut(positions, self._appearance)
 
     def collage_view(self, rng: np.random.Generator) -> View:
         """The same draw, stacked from top to bottom into one still picture."""
-        pixels, _ = self._drawn_frames(rng)
-        return whole(pixels.reshape(1, -1, *pixels.shape[2:]), self._patch_size)
+        shown = self.frames_view(rng)
+        frames = len(shown.positions) // self._side**2
+        return View(patches=shown.patches, positions=grid_positions(1, frames * self._side, self._side))
 
-    def _drawn_frames(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        times = draw_frames(len(self.indices), self._source.num_frames, rng)
-        return frame_pixels(self._content, self.indices[times], self._source.size), times
+    def _saliency(self) -> tuple[np.ndarray, str]:
+        """Of every patch that could be shown, uint8 [T, rows, cols], and the type of each frame."""
+        grid = (self._side, self._side)
+        if self._sidecar is None and self._appearance.box is not None:
+            self._sidecar = analysed(self._content, grid, self._source.clip_frames)
+        if self._sidecar is not None:
+            derived = codec.derive(self._sidecar, grid, crop=_crop(self._appearance), flip=self._appearance.flip)
+            return derived.saliency, derived.frame_types
+        # What happens in the file before the clip begins must not count for its first frame.
+        lead = int(self.indices[0] > 0)
+        wanted = np.concatenate([self.indices[:lead] - 1, self.indices])
+        signals = frame_signals(self._content, wanted)[lead:]
+        # Rounded as in a sidecar: having one must not change which patches are seen.
+        levels = np.rint(codec.saliency(signals, grid) * 255).astype(np.uint8)
+        return levels, "".join(frame.type for frame in signals)
+
+    def _cut(self, positions: np.ndarray, appearance: codec.Appearance) -> View:
+        cutter = codec.Cutter((self._side, self._side), self._patch_size, appearance)
+        patches = cut_patches(self._frames, self.indices, positions, cutter, self._patch_size)
+        return View(patches=patches, positions=positions)
+
+
+def clip_appearance(width: int, height: int, rng: np.random.Generator) -> codec.Appearance:
+    """A random-resized crop to whole pixels, mirrored in half of the cases, in slightly changed colours; one for all frames."""
+    window = square(width, height, size=1, rng=rng)
+    left, top, right, bottom = map(round, window.box)
+    brightness, contrast, saturation = rng.uniform(*COLOURS, 3)
+    return codec.Appearance(
+        box=(left, top, max(right, left + 1), max(bottom, top + 1)),
+        flip=window.flip,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+    )
+
+
+def _crop(appearance: codec.Appearance) -> codec.Crop | None:
+    if appearance.box is None:
+        return None
+    left, top, right, bottom = map(int, appearance.box)
+    return codec.Crop(top=top, left=left, height=bottom - top, width=right - left)
 
 
 def draw_frames(length: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -133,10 +158,14 @@ def draw_frames(length: int, count: int, rng: np.random.Generator) -> np.ndarray
 def whole(pixels: np.ndarray, patch_size: int) -> View:
     """All patches of frames uint8 [F, H, W, 3] in raster order, t = 0..F-1."""
     frames, height, width, _ = pixels.shape
-    grid = (frames, height // patch_size, width // patch_size)
-    positions = np.indices(grid, dtype=np.int32).reshape(3, -1).T
+    positions = grid_positions(frames, height // patch_size, width // patch_size)
     frame, row, col = positions.T
-    return View(patches=cut(pixels, frame, row, col, patch_size), positions=np.ascontiguousarray(positions))
+    return View(patches=cut(pixels, frame, row, col, patch_size), positions=positions)
+
+
+def grid_positions(frames: int, rows: int, cols: int) -> np.ndarray:
+    """t, row, col of all patches of some frames in raster order: int32 [frames * rows * cols, 3]."""
+    return np.ascontiguousarray(np.indices((frames, rows, cols), dtype=np.int32).reshape(3, -1).T)
 
 
 def cut(pixels: np.ndarray, frames: np.ndarray, rows: np.ndarray, cols: np.ndarray, patch_size: int) -> np.ndarray:

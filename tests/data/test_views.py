@@ -98,13 +98,13 @@ def test_a_sidecar_is_used_only_for_its_clip_grid_and_length(monkeypatch):
     other_clip = sidecar(clip_bytes(moving_square(20)[::-1]), 4)
     unusable = [sidecar(content, 2), sidecar(content, 4, frames=10), other_clip, fitting[:-30], b""]
     decoded = []
-    real = codec.decode
+    real = codec.signals
 
     def counted(*args, **kwargs):
         decoded.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(codec, "decode", counted)
+    monkeypatch.setattr(codec, "signals", counted)
     assert Clip(content, fitting, source, PATCH).codec_view().positions.tolist() == expected
     assert not decoded  # the bitstream's signals were not read
     for one in unusable:

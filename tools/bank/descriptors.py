@@ -17,7 +17,7 @@ import numpy as np
 import codec
 from codec.camera import compensate
 from megatron_ovenc.data.images import image_pixels
-from megatron_ovenc.data.video import frame_count, frame_pixels_and_signals
+from megatron_ovenc.data.video import frame_pixels, frame_signals, open_frames
 
 PICTURE_SIDE = 96
 """Pixels to which pictures are resized."""
@@ -63,15 +63,16 @@ def clip_descriptor(content: bytes) -> np.ndarray:
     Raises:
         BadSample: not a clip, or a damaged one.
     """
-    indices = codec.frame_indices(frame_count(content), CLIP_FRAMES)
-    pixels, signals = frame_pixels_and_signals(content, indices, PICTURE_SIDE)
+    indices = codec.frame_indices(open_frames(content).count, CLIP_FRAMES)
+    signals = frame_signals(content, indices)
+    middle = frame_pixels(content, indices[[len(indices) // 2]], PICTURE_SIDE)[0]
     moving = [_in_hundredths(frame) for frame in signals if frame.type != "I" or frame.estimated]
     camera = [_without_camera(motion) for motion in moving]
     parts = [
         (_RAW_WEIGHT, _motion_histogram(moving, by_side=False)),
         (1.0, _motion_histogram(camera, by_side=False)),
         (_SIDES_WEIGHT, _motion_histogram(camera, by_side=True)),
-        (_APPEARANCE_WEIGHT, _picture(pixels[len(pixels) // 2])),
+        (_APPEARANCE_WEIGHT, _picture(middle)),
     ]
     return np.concatenate([weight * _unit(part) for weight, part in parts]).astype(np.float32)
 
