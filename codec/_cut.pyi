@@ -17,6 +17,7 @@ class Cutter:
     def cut(
         self,
         planes: Sequence[npt.NDArray[np.uint8]],
+        strides: Sequence[int],
         rows: npt.NDArray[np.int32],
         cols: npt.NDArray[np.int32],
         out: npt.NDArray[np.uint8],

@@ -91,13 +91,13 @@ class Cutter:
     ) -> npt.NDArray[np.uint8]:
         """The n patches at (rows, cols) of the grid: uint8 [n, 3, p, p], RGB; written to `out`, if given."""
         if frame.format.name not in _SHIFTS:
-            # A format that holds all there is to see in eight bits.
-            frame = frame.reformat(format="yuv444p")
+            frame = frame.reformat(format=_nearest(frame.format))
         if out is None:
             out = np.empty((len(rows), 3, self._patch_size, self._patch_size), np.uint8)
-        planes = [_pixels(plane) for plane in frame.planes]
-        self._prepare(frame, planes)
-        self._cutter.cut(planes, rows, cols, out)
+        self._prepare(frame)
+        planes = frame.planes
+        pixels = [np.frombuffer(cast(Any, plane), np.uint8) for plane in planes]
+        self._cutter.cut(pixels, [plane.line_size for plane in planes], rows, cols, out)
         return out
 
     def whole(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
@@ -107,7 +107,7 @@ class Cutter:
         patches = self(frame, row, col).reshape(rows, cols, 3, side, side)
         return np.ascontiguousarray(patches.transpose(0, 3, 1, 4, 2)).reshape(rows * side, cols * side, 3)
 
-    def _prepare(self, frame: av.VideoFrame, planes: list[npt.NDArray[np.uint8]]) -> None:
+    def _prepare(self, frame: av.VideoFrame) -> None:
         """Make the filters, unless those of the frame before will do."""
         made_for = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
         if made_for == self._made_for:
@@ -118,8 +118,8 @@ class Cutter:
         shifts = _SHIFTS[frame.format.name] or (0, 0)
         chroma = (left / 2 ** shifts[0], top / 2 ** shifts[1], right / 2 ** shifts[0], bottom / 2 ** shifts[1])
         self._cutter = core().Cutter(
-            [plane.shape for plane in planes],
-            [(left, top, right, bottom), chroma, chroma][: len(planes)],
+            [(plane.height, plane.width) for plane in frame.planes],
+            [(left, top, right, bottom), chroma, chroma][: len(frame.planes)],
             *self._grid,
             self._patch_size,
             _rgb_matrix(frame, self._appearance).ravel().tolist(),
@@ -138,15 +138,17 @@ def core() -> ModuleType:
     return _cut
 
 
-def _pixels(plane: Any) -> npt.NDArray[np.uint8]:
-    """[height, width] of a plane, without a copy."""
-    rows = np.frombuffer(cast(Any, plane), np.uint8)[: plane.height * plane.line_size].reshape(-1, plane.line_size)
-    return rows[:, : plane.width]
+def _nearest(format: av.VideoFormat) -> str:
+    """The format among those read that keeps the resolution of another's colours."""
+    shift = (format.chroma_width(2) < 2, format.chroma_height(2) < 2)
+    return {(True, True): "yuv420p", (True, False): "yuv422p"}.get(shift, "yuv444p")
 
 
 def _rgb_matrix(frame: av.VideoFrame, appearance: Appearance) -> npt.NDArray[np.float64]:
     """[3, 4]: RGB in 0..255 of (Y, Cb, Cr, 1) as stored (ITU-T H.273, 8.3), and the change of colours after it."""
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    # Grey pictures use all values unless they say otherwise, as FFmpeg makes them.
+    full |= len(frame.planes) == 1 and frame.color_range != ColorRange.MPEG
     red, blue = _LUMA_WEIGHTS.get(frame.colorspace, _BT601)
     green = 1 - red - blue
     y, c = (1.0, 1.0) if full else (255 / 219, 255 / 224)

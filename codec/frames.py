@@ -90,7 +90,7 @@ class Frames:
         size: tuple[int, int] | None = None
         for place, frame in chain.from_iterable(map(self._decoded, self._index.runs(indices))):
             if place != indices[done]:
-                # One did not come out, or out of order: the time stamps lie.
+                # One did not come out, or out of order: the packets lie about which is which.
                 break
             size = size or (frame.width, frame.height)
             check_frame(self._name, frame, place, size)
@@ -100,11 +100,12 @@ class Frames:
             yield from self._filtered(indices[done:])
 
     def _decoded(self, run: "_Run") -> Iterator[tuple[int, av.VideoFrame]]:
-        """(display index, frame) of the wanted frames of a run, as they come out of the decoder."""
+        """(display index, frame) of the wanted frames of a run as they come out of the decoder; -1 where that is out of order."""
         index = self._index
         assert index is not None
         decoder = index.decoder
         decoder.flush_buffers()
+        last = -1
         for order in (*run.orders, None):
             packet = None
             if order is not None:
@@ -117,8 +118,11 @@ class Frames:
                 raise CodecError(f"{self._name}: cannot be decoded at {before}: {reason(error)}") from error
             for frame in frames:
                 place = index.shown[cast(int, frame.opaque)]
+                if place < last:
+                    yield -1, frame
                 if place in run.wanted:
                     yield place, frame
+                last = place
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,9 @@ def _order(
 ) -> npt.NDArray[np.int64]:
     """Linear indices of all patches, the first to take first; arrays are [T, patches], group is [patches]."""
     frames, patches = score.shape
+    if floor == 0 and cap >= patches and not group.any():
+        # The same order, where equals stay as they are: in time, then raster order.
+        return np.lexsort((late.ravel(), -score.ravel(), chosen.ravel()))
     # A frame's own order, its best patch first, says which of them floor and cap let through.
     place = np.arange(patches)
     rank = np.empty((frames, patches), np.int64)

@@ -20,9 +20,10 @@ namespace nb = nanobind;
 namespace {
 
 constexpr int kLanes = 8;
+constexpr int kRows = 2;
 constexpr double kSharpness = -0.6;  // swscale's bicubic
 
-using Plane = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
+using Plane = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Patches = nb::ndarray<std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Float8 __attribute__((vector_size(4 * kLanes))) = float;
@@ -123,7 +124,7 @@ void store(std::uint8_t* to, Float8 values, std::size_t count) {
 }
 
 struct Room {  // kept from patch to patch
-    std::vector<float> window, row, channels;
+    std::vector<float> window, rows, channels;
 };
 
 // One patch of one plane: `size` rows of whole lanes.
@@ -134,28 +135,39 @@ void resample(const PlaneFilters& filters, const std::uint8_t* plane, std::ptrdi
     const int first = down->first, rows = down[size - 1].last() - first;
     const int left = filters.width - column.first, wide = (column.last - column.first + kLanes - 1) / kLanes * kLanes;
     room.window.resize(std::max(room.window.size(), std::size_t(rows) * std::size_t(wide)));
-    room.row.resize(std::max(room.row.size(), std::size_t(wide)));
+    room.rows.resize(std::max(room.rows.size(), std::size_t(std::max(size, kRows)) * std::size_t(wide)));
     float* to = room.window.data();
     for (int y = first; y < first + rows; ++y)
         for (int x = 0; x < wide; x += kLanes, to += kLanes) store(to, load(plane + y * stride + column.first + x, left - x));
+    to = room.rows.data();
     for (int y = 0; y < size; ++y) {
         const float* top = room.window.data() + (down[y].first - first) * wide;
-        for (int x = 0; x < wide; x += kLanes) {
+        for (int x = 0; x < wide; x += kLanes, to += kLanes) {
             const float* at = top + x;
             Float8 sum{};
             for (const float weight : down[y].weights) {
                 sum += weight * load(at);
                 at += wide;
             }
-            store(room.row.data() + x, sum);
+            store(to, sum);
         }
-        for (const Lanes& lanes : column.lanes) {
-            const float* at = room.row.data() + (lanes.first - column.first);
-            Float8 sum{};
-            for (std::size_t tap = 0; tap < lanes.weights.size(); tap += kLanes) sum += *at++ * load(lanes.weights.data() + tap);
-            store(out, sum);
-            out += kLanes;
+    }
+    const int across = int(column.lanes.size()) * kLanes;
+    for (const Lanes& lanes : column.lanes) {
+        const float* in = room.rows.data() + (lanes.first - column.first);
+        const float* const end = lanes.weights.data() + lanes.weights.size();
+        for (int y = 0; y < size; y += kRows) {
+            // Several rows at a time, so that sums need not wait for each other; the last ones may come up twice.
+            const int top = std::max(0, std::min(y, size - kRows)), given = std::min(kRows, size);
+            Float8 sums[kRows] = {};
+            const float* at = in + top * wide;
+            for (const float* weights = lanes.weights.data(); weights != end; weights += kLanes, ++at) {
+                const Float8 weight = load(weights);
+                for (int i = 0; i < kRows; ++i) sums[i] += at[i * wide] * weight;
+            }
+            for (int i = 0; i < given; ++i) store(out + (top + i) * across, sums[i]);
         }
+        out += kLanes;
     }
 }
 
@@ -217,14 +229,17 @@ class Cutter {
         }
     }
 
-    void cut(const std::vector<Plane>& planes, const Places& rows, const Places& cols, Patches out) const {
-        if (planes.size() != filters_.size()) throw std::invalid_argument("another number of planes than the cutter was made for");
+    // `strides`: bytes from row to row of each plane.
+    void cut(const std::vector<Plane>& planes, const std::vector<std::ptrdiff_t>& strides, const Places& rows, const Places& cols,
+             Patches out) const {
+        if (planes.size() != filters_.size() || strides.size() != filters_.size())
+            throw std::invalid_argument("another number of planes than the cutter was made for");
         std::vector<Source> sources;
         for (std::size_t i = 0; i < planes.size(); ++i) {
-            const Plane& plane = planes[i];
-            if (int(plane.shape(0)) != filters_[i].height || int(plane.shape(1)) != filters_[i].width || plane.stride(1) != 1)
-                throw std::invalid_argument("a plane of another size than the cutter was made for, or with gaps between its pixels");
-            sources.push_back({plane.data(), plane.stride(0), &filters_[i]});
+            const auto& [height, width, down, across] = filters_[i];
+            if (strides[i] < width || std::ptrdiff_t(planes[i].shape(0)) < strides[i] * (height - 1) + width)
+                throw std::invalid_argument("a plane is smaller than those that the cutter was made for");
+            sources.push_back({planes[i].data(), strides[i], &filters_[i]});
         }
         const std::size_t count = rows.shape(0), side = std::size_t(size_);
         if (cols.shape(0) != count || out.shape(0) != count || out.shape(1) != 3 || out.shape(2) != side || out.shape(3) != side)

@@ -151,6 +151,8 @@ class HeadDataset:
         return generator(purpose, self._seed, self._head.name, position)
 
     def _records(self, position: int, reasons: list[str]) -> tuple[BadRecord, ...]:
+        if not reasons:
+            return ()
         names = [self._shards.sample_id(self.candidate(position, attempt)) for attempt in range(len(reasons) + 1)]
         return tuple(
             BadRecord(

@@ -115,3 +115,10 @@ def test_new_labels_beside_the_shards_are_what_is_trained_on(tmp_path):
     batch = loader(head, tmp_path / "bad.jsonl").next()
     assert sorted(batch.labels[:, 0].tolist()) == list(range(8))
     assert [int(name[-3:]) for name in batch.sample_ids] == batch.labels[:, 0].tolist()
+
+
+def test_clips_are_augmented_only_on_request(clips, tmp_path):
+    def patches(augment):
+        return [one[3] for one in stream(clip_head(clips, augment=augment), tmp_path / "bad", 1)[0]]
+
+    assert patches(None) == patches(False) != patches(True) == patches(True)

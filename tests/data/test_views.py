@@ -9,7 +9,7 @@ import codec
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.order import generator
 from megatron_ovenc.data.video import frame_count, frame_pixels
-from megatron_ovenc.data.views import Clip, cut, draw_frames, draw_positives, whole
+from megatron_ovenc.data.views import Clip, clip_appearance, cut, draw_frames, draw_positives, whole
 from tests.data.samples import GRID, PATCH, SIDE, clip_bytes, clip_source, coded_frames, decoded_place
 
 ENCODED = [*(("libx264", length) for length in (1, 3, 7, 16, 17, 40)), ("libx265", 7), ("libx265", 40)]
@@ -88,6 +88,43 @@ def test_a_sidecar_changes_the_cost_but_not_the_patches(encoder, policy):
     assert with_it.positions.tolist() == without.positions.tolist()
     assert (with_it.patches == without.patches).all()
     assert len(np.unique(with_it.positions[:, 0])) > 3
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libx265"])
+def test_augmentation_moves_pixels_and_saliency_together(encoder):
+    content, grid = clip_bytes(moving_square(20), encoder), 4
+    source = clip_source(size=56, tokens=24, i_frames="free")
+    seen = set()
+    for number in range(8):
+        with_it, without = (
+            Clip(content, side, source, PATCH, rng=generator("a", number)) for side in (sidecar(content, grid), None)
+        )
+        view = with_it.codec_view()
+        assert view.positions.tolist() == without.codec_view().positions.tolist()
+        assert (view.patches == without.codec_view().patches).all()
+        look = clip_appearance(56, 56, generator("a", number))
+        cutter = codec.Cutter((grid, grid), PATCH, look)
+        pictures = np.stack([cutter.whole(frame) for frame in codec.Frames(content).at(with_it.indices)])
+        t, row, col = view.positions.T
+        assert (view.patches == cut(pictures, t, row, col, PATCH)).all()
+        # The bright square moves over dark grain: what is selected is where it is in the picture as shown, or has just been.
+        bright = cut(pictures, t, row, col, PATCH).reshape(len(t), -1).max(axis=1) > 0.8 * pictures.max()
+        assert bright.mean() > 0.8
+        shown, collage = with_it.frames_view(generator("f", 1)), with_it.collage_view(generator("f", 1))
+        assert (shown.patches == whole(pictures[np.unique(shown.positions[:, 0])], PATCH).patches).all()
+        assert (shown.patches == collage.patches).all()
+        seen.add(look.flip)
+    assert seen == {True, False}
+
+
+def test_patches_chosen_beforehand_keep_their_places():
+    content, selection = clip_bytes(coded_frames(16)), np.array([[0, 1, 0], [5, 0, 1], [15, 1, 1]], np.int32)
+    plain = Clip(content, None, clip_source(), PATCH).codec_view(selection)
+    changed = Clip(content, None, clip_source(), PATCH, rng=generator("a", 0)).codec_view(selection)
+    assert changed.positions.tolist() == plain.positions.tolist()
+    means = [view.patches.reshape(3, 3, -1).mean(axis=(1, 2)) for view in (plain, changed)]
+    assert np.argsort(means[0]).tolist() == np.argsort(means[1]).tolist()
+    assert not np.allclose(*means)
 
 
 def test_a_sidecar_is_used_only_for_its_clip_grid_and_length(monkeypatch):

@@ -1,0 +1,198 @@
+"""Frames by number equal those of a full decode, whatever the stream, its container and what the container claims."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+import codec
+from codec.source import open_clip, pictures
+from tests.codec.clips import encode, panning
+from tests.codec.hevc_streams.streams import STREAMS
+
+QUIET = "log-level=none:pools=none"
+LENGTH = 41
+ENCODED = {
+    "x264": ("libx264", {"preset": "medium"}),
+    "x264, short groups, pyramid": ("libx264", {"x264-params": "keyint=7:bframes=3:b-adapt=0:b-pyramid=strict"}),
+    "x264, open groups": ("libx264", {"x264-params": "keyint=9:open-gop=1:bframes=3:b-adapt=0"}),
+    "x264, intra refresh": ("libx264", {"x264-params": "keyint=10:intra-refresh=1"}),
+    "x264, fields": ("libx264", {"x264-params": "interlaced=1:keyint=12"}),
+    "x264, no B frames": ("libx264", {"tune": "zerolatency", "g": "12"}),
+    "x265": ("libx265", {"x265-params": QUIET}),
+    "x265, open groups": ("libx265", {"x265-params": f"{QUIET}:keyint=9:open-gop=1:bframes=4:b-adapt=0"}),
+    "x265, closed groups": ("libx265", {"x265-params": f"{QUIET}:keyint=11:open-gop=0:bframes=3"}),
+    "x265, leading pictures": ("libx265", {"x265-params": f"{QUIET}:keyint=12:open-gop=0:radl=2:bframes=4"}),
+    "x265, temporal layers": ("libx265", {"x265-params": f"{QUIET}:keyint=16:temporal-layers=1:bframes=3"}),
+    "VP9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    "MPEG-4": ("mpeg4", {"bf": "2"}),
+}
+SEEKABLE = [name for name in ENCODED if name.startswith("x26") and "fields" not in name]
+
+
+def encoded(name: str, container: str) -> bytes:
+    encoder, options = ENCODED[name]
+    frames = panning(LENGTH, (64, 96), (2.3, 1.1))
+    frames[20] = 255 - frames[20]  # a cut, as scene detection sees it
+    return encode(frames, encoder, options, container)
+
+
+def every(clip: bytes) -> list[np.ndarray]:
+    with open_clip(clip) as opened:
+        return [picture.frame.to_ndarray() for picture in pictures(opened)]
+
+
+def check(clip: bytes, draws: int = 12) -> None:
+    """Any choice of frames equals the same of all."""
+    expected, frames = every(clip), codec.Frames(clip)
+    assert frames.count == len(expected)
+    rng = np.random.default_rng(0)
+    for _ in range(draws):
+        wanted = np.sort(rng.choice(len(expected), rng.integers(1, min(9, len(expected) + 1)), replace=False))
+        found = [frame.to_ndarray() for frame in frames.at(wanted)]
+        assert len(found) == len(wanted)
+        assert all(np.array_equal(frame, expected[index]) for frame, index in zip(found, wanted, strict=True))
+
+
+def decoded_packets(frames: codec.Frames, wanted: list[int]) -> int:
+    assert frames._index is not None
+    return sum(len(run.orders) for run in frames._index.runs(wanted))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+@pytest.mark.parametrize("name", ENCODED)
+def test_chosen_frames_are_those_of_a_full_decode(name: str, container: str) -> None:
+    if (name, container) == ("VP9", "mpegts"):
+        pytest.skip("MPEG-TS carries no VP9")
+    check(encoded(name, container))
+
+
+@pytest.mark.parametrize("name", SEEKABLE)
+def test_less_is_decoded_than_all(name: str) -> None:
+    frames = codec.Frames(encoded(name, "mp4"))
+    assert decoded_packets(frames, list(range(LENGTH))) == LENGTH
+    assert decoded_packets(frames, [0]) == 1
+    assert decoded_packets(frames, [3, 8, 30]) <= 31
+    if "groups" in name and "x264, open" not in name:
+        assert decoded_packets(frames, [38]) <= 12  # from a key frame nearby
+    if "no B" not in name:
+        assert decoded_packets(frames, [0, LENGTH - 1]) < LENGTH - 5  # without frames that no other needs
+
+
+@pytest.mark.parametrize("name", ["x264", "x265"])
+def test_raw_streams_without_time_stamps_are_decoded_from_the_start(name: str) -> None:
+    clip = encoded(name, "h264" if name == "x264" else "hevc")
+    assert codec.Frames(clip)._index is None
+    check(clip)
+
+
+def with_stamps(raw: bytes) -> bytes:
+    """A written HEVC stream in MPEG-TS, with time stamps in the order of display."""
+    output = io.BytesIO()
+    with av.open(io.BytesIO(raw), format="hevc") as source, av.open(output, "w", format="mpegts") as target:
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        with open_clip(raw) as clip:
+            shown = [picture.order for picture in pictures(clip)]
+        assert sorted(shown) == list(range(len(packets)))
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for order, packet in enumerate(packets):
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.dts, packet.pts = order, shown.index(order) + len(packets)
+            target.mux(packet)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMS if name != "size_changes"])
+def test_written_streams_of_every_kind(name: str) -> None:
+    raw = STREAMS[name]().data
+    check(raw, draws=3)
+    if len(every(raw)) == sum(1 for _ in packets_of(raw)):
+        check(with_stamps(raw), draws=6)
+
+
+def packets_of(clip: bytes) -> list[av.Packet]:
+    with av.open(io.BytesIO(clip)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
+
+
+def remuxed(clip: bytes, change: Callable[[int, av.Packet], None]) -> bytes:
+    output = io.BytesIO()
+    with av.open(io.BytesIO(clip)) as source, av.open(output, "w", format="matroska") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for order, packet in enumerate(source.demux(video=0)):
+            if packet.size:
+                packet.stream = stream
+                change(order, packet)
+                target.mux(packet)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("name", ["x264, short groups, pyramid", "x265, open groups"])
+def test_a_container_that_lies_about_key_frames_changes_nothing(name: str) -> None:
+    def all_keys(_: int, packet: av.Packet) -> None:
+        packet.is_keyframe = True
+
+    check(remuxed(encoded(name, "mp4"), all_keys))
+
+
+def test_where_time_stamps_lie_frames_are_counted_as_they_are_decoded() -> None:
+    def swapped(order: int, packet: av.Packet) -> None:
+        assert packet.pts is not None
+        packet.pts += 200 + {9: 40, 10: -40}.get(order, 0)
+
+    clip = remuxed(encoded("x264, no B frames", "matroska"), swapped)
+    expected, frames = every(clip), codec.Frames(clip)
+    for wanted in (range(LENGTH), [9], [3, 9, 10, 20]):
+        found = [frame.to_ndarray() for frame in frames.at(wanted)]
+        assert all(np.array_equal(frame, expected[index]) for frame, index in zip(found, wanted, strict=True))
+
+
+def test_a_stream_that_begins_in_the_middle_has_the_frames_that_can_be_decoded() -> None:
+    clip = encoded("x265, open groups", "mpegts")
+    packets = packets_of(clip)
+    keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    output = io.BytesIO()
+    with av.open(io.BytesIO(clip)) as source, av.open(output, "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= keys[1]:
+                packet.stream = stream
+                target.mux(packet)
+    cut = output.getvalue()
+    assert len(every(cut)) < len(packets) - keys[1]  # leading pictures are not shown
+    check(cut)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mpegts"])
+def test_a_cut_file_is_refused_at_once_or_where_it_ends(container: str) -> None:
+    clip = encoded("x264", container)
+    with pytest.raises(codec.CodecError, match="the clip"):
+        # MPEG-TS does not tell how many frames there should be.
+        frames = codec.Frames(clip[: len(clip) * 9 // 10], "the clip")
+        list(frames.at([frames.count - 1]))
+
+
+def test_damage_in_what_is_decoded_is_an_error() -> None:
+    clip = bytearray(encoded("x264, no B frames", "matroska"))
+    packet = bytes(packets_of(bytes(clip))[14])
+    begin = bytes(clip).index(packet)
+    clip[begin + 20 : begin + len(packet)] = b"\xff" * (len(packet) - 20)
+    frames = codec.Frames(bytes(clip), "the clip")
+    with pytest.raises(codec.CodecError, match="the clip: frame 14 is damaged|cannot be decoded"):
+        list(frames.at([2, 14]))
+    assert len(list(frames.at([2, 40]))) == 2  # of other groups
+
+
+def test_wanted_frames_are_checked() -> None:
+    frames = codec.Frames(encoded("x264", "mp4"), "the clip")
+    for wrong in ([3, 3], [5, 2], [-1]):
+        with pytest.raises(ValueError, match="strictly increasing"):
+            frames.at(wrong)
+    with pytest.raises(codec.CodecError, match="the clip ends before frame 41: it has 41"):
+        frames.at([3, 41])
+    assert list(frames.at([])) == []
