@@ -171,10 +171,15 @@ def test_a_stream_that_begins_in_the_middle_has_the_frames_that_can_be_decoded()
 @pytest.mark.parametrize("container", ["mp4", "mpegts"])
 def test_a_cut_file_is_refused_at_once_or_where_it_ends(container: str) -> None:
     clip = encoded("x264", container)
-    with pytest.raises(codec.CodecError, match="the clip"):
+    cut = clip[: len(clip) * 9 // 10]
+
+    def last() -> list[av.VideoFrame]:
         # MPEG-TS does not tell how many frames there should be.
-        frames = codec.Frames(clip[: len(clip) * 9 // 10], "the clip")
-        list(frames.at([frames.count - 1]))
+        frames = codec.Frames(cut, "the clip")
+        return list(frames.at([frames.count - 1]))
+
+    with pytest.raises(codec.CodecError, match="the clip"):
+        last()
 
 
 def test_damage_in_what_is_decoded_is_an_error() -> None:
@@ -183,7 +188,7 @@ def test_damage_in_what_is_decoded_is_an_error() -> None:
     begin = bytes(clip).index(packet)
     clip[begin + 20 : begin + len(packet)] = b"\xff" * (len(packet) - 20)
     frames = codec.Frames(bytes(clip), "the clip")
-    with pytest.raises(codec.CodecError, match="the clip: frame 14 is damaged|cannot be decoded"):
+    with pytest.raises(codec.CodecError, match=r"the clip: (frame 14 is damaged|cannot be decoded)"):
         list(frames.at([2, 14]))
     assert len(list(frames.at([2, 40]))) == 2  # of other groups
 
