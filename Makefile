@@ -41,9 +41,12 @@ test-multinode-all: $(VENV)/installed
 	$(RUN) python -m tests.multinode.hosts packages
 	$(RUN) $(MULTINODE) -m multinode --fault-table benchmarks/faults.md
 
-# The concept bank against the reference's algorithm, in one run. Needs about 15 GB and the machine to itself; the other tables
-# have commands of their own, named on their pages under benchmarks/.
+# Clips and pictures against the usual loaders, the concept bank against the reference's algorithm: each with its opponents in one run,
+# ten minutes in all. Needs about 15 GB and the machine to itself. Peers that are not installed are named and left out:
+# pip install decord2 torchcodec nvidia-dali-cuda130. Other tables have commands of their own, on their pages under benchmarks/.
 bench: $(VENV)/installed
+	$(RUN) python -m benchmarks.data
+	$(RUN) python -m benchmarks.images
 	$(RUN) python -m benchmarks.concept_bank
 
 lint: $(VENV)/installed

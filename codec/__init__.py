@@ -2,7 +2,7 @@
 
     import codec
 
-    frames = codec.sample(codec.signals("clip.mp4"), codec.frame_indices(codec.frame_count("clip.mp4"), 64))
+    frames = codec.sample(codec.signals("clip.mp4"), codec.frame_indices(codec.Frames("clip.mp4").count, 64))
     grid = codec.patch_grid(frames[0].height, frames[0].width)
     maps = codec.saliency(frames, grid)                                         # [T, rows, cols]
     positions = codec.select(maps, budget=512, policy="free")                   # [512, 3]: (t, row, col)
