@@ -20,6 +20,7 @@ from launch.meeting import master_address, next_address
 from megatron_ovenc.config import dump, load
 from megatron_ovenc.train.checkpoint import checkpoint_steps
 from megatron_ovenc.train.preflight import check_run
+from megatron_ovenc.train.run_lock import WAIT_S, RunLock
 
 
 class Job:
@@ -48,6 +49,8 @@ class Job:
         self.run_dir = Path(self.config.run_dir).absolute()
         self._check_restarts()
         self._check_world(self.hosts)
+        self.requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        """Whether Slurm has started this job before, and it may have left what takes a while to go."""
         self._network = ""
         self._missed: set[str] = set()
         if self.reach.way == "ssh":
@@ -75,12 +78,14 @@ class Job:
         """Ask all hosts and make everything ready for attempt `number`.
 
         Raises:
+            RunInUse: another job has the run directory.
             ValueError: one sentence for each thing that is wrong with the hosts.
         """
         mark = f"{self.name}.{number}"
         directory = self.run_dir / "launch" / mark
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            RunLock(self.run_dir).check(WAIT_S if number == 1 and not self.requeued else 0)
             hosts, answers = self._ask(directory, may_drop=number > 1)
             address, network = self._meeting_point(hosts, answers)
             (directory / "config.yaml").write_text(dump(self.config))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
+from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FAILED, EXIT_FINISHED, EXIT_IN_USE, EXIT_STOPPED
 from megatron_ovenc.train.exit_status import FAILURES
 
 
@@ -56,6 +56,8 @@ def judge(returncode: int, status: dict[str, Any], aborted: str | None = None) -
         return Outcome(EXIT_FAILED, tale)
     if returncode == EXIT_CONFIG or said == "refused":
         return Outcome(EXIT_CONFIG, detail or "a rank refused the configuration; its message is above")
+    if returncode == EXIT_IN_USE and not status:
+        return Outcome(EXIT_IN_USE, "another job has the run directory; the message above names it")
     code = _shell_code(returncode)
     how = f"the launcher ended with {_name(returncode)}"
     if said in FAILURES:
@@ -84,7 +86,8 @@ def _first_sentence(text: str) -> str:
 def _shell_code(returncode: int) -> int:
     """The exit code of a failure: 128 + n for death by signal n, and none that means something else."""
     number = _signal_number(returncode)
-    return 128 + number if number else EXIT_FAILED if returncode in {EXIT_FINISHED, EXIT_STOPPED} else returncode
+    taken = {EXIT_FINISHED, EXIT_STOPPED, EXIT_IN_USE}
+    return 128 + number if number else EXIT_FAILED if returncode in taken else returncode
 
 
 def _signal_number(returncode: int) -> int:

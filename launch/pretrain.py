@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 8 -m launch.pretrain --config configs/large_video.yaml --set train.seed=1
     python -m launch.pretrain --config configs/demo_cpu.yaml                       # one process
 
-Exit codes: 0 finished; 75 stopped on request with a checkpoint, can be continued; 2 wrong configuration; 1 failed.
+Exit codes: 0 finished; 75 stopped on request with a checkpoint, can be continued; 2 wrong configuration; 69 another job has the
+run directory; 1 failed.
 The run directory's exit_status.json says the same, because some launchers lose exit codes.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FINISHED, EXIT_STOPPED
+from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FINISHED, EXIT_IN_USE, EXIT_STOPPED
 from megatron_ovenc.train.faults import StopRequests
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def checked(path: str, overrides: Sequence[str], stop: StopRequests) -> int:
     from megatron_ovenc.config import ConfigError, load
     from megatron_ovenc.parallel.topology import Launch
     from megatron_ovenc.train.preflight import check_run
+    from megatron_ovenc.train.run_lock import RunInUse
 
     try:
         launch = Launch.from_environment()
@@ -65,7 +67,7 @@ def checked(path: str, overrides: Sequence[str], stop: StopRequests) -> int:
         return train(config, launch, stop)
     except ConfigError as error:  # found only with all ranks together
         print(f"error (rank {launch.rank}): {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return EXIT_IN_USE if isinstance(error, RunInUse) else EXIT_CONFIG
 
 
 def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
@@ -76,12 +78,12 @@ def train(config: RunConfig, launch: Launch, stop: StopRequests) -> int:
     from eval.in_training import TrainingExaminer
     from megatron_ovenc.train.build import launch_trainer
     from megatron_ovenc.train.exit_status import ExitStatus
-    from megatron_ovenc.train.run_lock import RunLock
+    from megatron_ovenc.train.run_lock import WAIT_S, RunLock
 
     run_dir = Path(config.run_dir)
     lock = RunLock(run_dir)
     if launch.rank == 0:
-        lock.take()
+        lock.take(WAIT_S)
     status = ExitStatus(run_dir, launch.rank)
     status.begin()
     with (

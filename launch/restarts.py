@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 from launch.outcome import Outcome
+from megatron_ovenc.train.run_lock import RunInUse
 
 FRUITLESS = 2
 """Restarts from one and the same checkpoint after which a job is given up: it fails for a reason that lies in it."""
 FIRST_PAUSE_S = 5.0
-"""Seconds between an attempt's end and the next one's checks; doubled for each further look at hosts that are not ready."""
+"""Seconds between an attempt's end and the next one's checks; doubled for each further look at what is not ready."""
 LONGEST_PAUSE_S = 120.0
 PATIENCE_S = 900.0
-"""Seconds of pauses after which hosts that are still not ready end the job. A server takes up to ten minutes to reboot."""
+"""Seconds of pauses after which hosts, or a lock on the run directory, that still keep a restart back end the job. A server takes
+up to ten minutes to reboot, and a file server keeps the locks of a dead host for a minute or two."""
 
 
 def repeat(
@@ -20,6 +23,9 @@ def repeat(
     last_step: Callable[[], int],
     restarts: int,
     pause: Callable[[float], bool],
+    *,
+    patience_s: float = PATIENCE_S,
+    requeued: bool = False,
 ) -> Outcome:
     """Make attempts until one ends well, is not worth another, or the restarts are used up.
 
@@ -28,6 +34,8 @@ def repeat(
         last_step: step of the newest checkpoint, from which the next attempt would go on.
         restarts: the most attempts after the first.
         pause: waits for so many seconds; False when told to stop.
+        patience_s: seconds of pauses for which a restart that cannot be started is tried again.
+        requeued: the first attempt is a restart, too: a person waits to hear what is wrong, a scheduler does not.
 
     Returns:
         The last attempt's outcome, and why there is no further one.
@@ -35,7 +43,9 @@ def repeat(
     Raises:
         ValueError: of the first attempt.
     """
-    outcome = attempt(1)
+    outcome = _when_ready(attempt, 1, pause, patience_s) if requeued else attempt(1)
+    if outcome is None:
+        return Outcome(128 + signal.SIGINT, "told to stop before anything was started")
     restarted_from: list[int] = []
     while outcome.worth_another and len(restarted_from) < restarts:
         step = last_step()
@@ -46,7 +56,7 @@ def repeat(
         print(f"submit: {outcome.reason}", flush=True)
         print(f"submit: restart {len(restarted_from)} of {restarts} from step {step}", flush=True)
         try:
-            following = _when_ready(attempt, len(restarted_from) + 1, pause)
+            following = _when_ready(attempt, len(restarted_from) + 1, pause, patience_s)
         except ValueError as error:
             return Outcome(outcome.code, f"{outcome.reason}; not started again: {error}")
         if following is None:
@@ -55,7 +65,9 @@ def repeat(
     return outcome
 
 
-def _when_ready(attempt: Callable[[int], Outcome], number: int, pause: Callable[[float], bool]) -> Outcome | None:
+def _when_ready(
+    attempt: Callable[[int], Outcome], number: int, pause: Callable[[float], bool], patience_s: float
+) -> Outcome | None:
     """Make an attempt as soon as it can be started; None when told to stop before.
 
     Raises:
@@ -67,8 +79,9 @@ def _when_ready(attempt: Callable[[int], Outcome], number: int, pause: Callable[
         try:
             return attempt(number)
         except ValueError as error:
-            if waited >= PATIENCE_S:
-                raise ValueError(f"after {waited:g} s of waiting, {error}") from error
+            if waited >= patience_s:
+                kind = RunInUse if isinstance(error, RunInUse) else ValueError
+                raise kind(f"after {waited:g} s of waiting (--patience {patience_s:g}), {error}") from error
             wait = min(2 * wait, LONGEST_PAUSE_S)
             print(f"submit: not yet: {error}\nsubmit: looking again in {wait:g} s", flush=True)
     return None

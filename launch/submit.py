@@ -4,8 +4,9 @@
     python -m launch.submit --hostfile hostfiles/one_node --config configs/large_video_8gpu.yaml --dry-run   # starts nothing
     python -m launch.submit --launcher srun --config configs/large_video.yaml                     # inside a Slurm allocation
 
-Exit codes: those of launch.pretrain (0 finished, 75 stopped with a checkpoint, 2 refused or wrong configuration). Anything else is
-a failure, 128 + n where a rank was killed by signal n. What was started is in <run_dir>/launch/<job>.<attempt>/.
+Exit codes: those of launch.pretrain (0 finished, 75 stopped with a checkpoint, 2 refused or wrong configuration, 69 another job has
+the run directory). Anything else is a failure, 128 + n where a rank was killed by signal n. What was started is in
+<run_dir>/launch/<job>.<attempt>/.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from launch.hostfile import world_size
 from launch.job import Job
 from launch.launchers import LAUNCHERS, Plan, commands
 from launch.outcome import Outcome
-from launch.restarts import repeat
-from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FINISHED
+from launch.restarts import PATIENCE_S, repeat
+from megatron_ovenc.train.exit_codes import EXIT_CONFIG, EXIT_FINISHED, EXIT_IN_USE
+from megatron_ovenc.train.run_lock import RunInUse
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,6 +48,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--restarts", type=int, default=0, metavar="N", help="start again up to N times after a failure"
     )
     parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_S,
+        metavar="S",
+        help=f"seconds for which a restart waits for its hosts and for the lock on run_dir (default: {PATIENCE_S:g})",
+    )
+    parser.add_argument(
         "--min-hosts", type=int, metavar="M", help="restart without unreachable hosts if at least M are left"
     )
     parser.add_argument(
@@ -63,7 +72,7 @@ def run(job: Job) -> Outcome:
     """Run attempts until one ends well, or is not worth another.
 
     Raises:
-        ValueError: the hosts are not ready for the first attempt; nothing was started.
+        ValueError: the hosts, or the run directory (RunInUse), are not ready for the first attempt; nothing was trained.
     """
 
     def one(number: int) -> Outcome:
@@ -74,12 +83,22 @@ def run(job: Job) -> Outcome:
                 return Outcome(EXIT_FINISHED, "dry run: nothing was started")
             if stop.count:
                 return Outcome(128 + signal.SIGINT, "told to stop before anything was started")
-            return attempt.run(plan, commands(plan), job.run_dir, stop, job.options.grace)
+            outcome = attempt.run(plan, commands(plan), job.run_dir, stop, job.options.grace)
+            if outcome.code == EXIT_IN_USE:  # since it was looked at
+                raise RunInUse(outcome.reason)
+            return outcome
         finally:
             plan.script.unlink(missing_ok=True)  # may hold secrets
 
     with attempt.Stop() as stop:
-        return repeat(one, job.last_step, job.options.restarts, stop.pause)
+        return repeat(
+            one,
+            job.last_step,
+            job.options.restarts,
+            stop.pause,
+            patience_s=job.options.patience,
+            requeued=job.requeued,
+        )
 
 
 def _announce(plan: Plan) -> None:
@@ -95,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = run(Job(options))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return EXIT_IN_USE if isinstance(error, RunInUse) else EXIT_CONFIG
     print(
         f"submit: {outcome.reason}; exit code {outcome.code}",
         file=sys.stderr if outcome.code else sys.stdout,

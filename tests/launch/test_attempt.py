@@ -23,6 +23,7 @@ from launch.outcome import Outcome, judge, read_status
 from launch.restarts import repeat
 from megatron_ovenc.config import ConfigError
 from megatron_ovenc.train.exit_status import ExitStatus
+from megatron_ovenc.train.run_lock import RunInUse
 
 SRUN = Path(__file__).parent / "stand_ins" / "srun"
 ATTEMPT = f"20260101-000000-test{os.getpid()}.1"
@@ -188,6 +189,8 @@ FAILED = {"status": "failed", "step": 9, "rank": 3, "detail": "RuntimeError: x"}
         (75, {"status": "running"}, None, 75, "stopped"),
         (75, FAILED, None, 1, "rank 3 failed"),  # pdsh tells the largest code of all hosts
         (2, {}, None, 2, "refused the configuration"),
+        (69, {}, None, 69, "another job has the run directory"),
+        (69, FAILED, None, 1, "rank 3 failed"),
         (1, {**FAILED, "status": "refused"}, None, 2, "RuntimeError: x"),
         (255, {"status": "running", "step": 0}, None, 255, "ended with code 255"),  # ssh's own failure, no signal
         (241, {"status": "running", "step": 0}, "b is lost", 1, "b is lost"),
@@ -223,6 +226,7 @@ def test_the_status_of_another_attempt_does_not_count(tmp_path: Path) -> None:
 
 
 NOT_READY = ValueError("b is unreachable")
+IN_USE = RunInUse("run_dir=run is in use by process 5 on a")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,9 @@ NOT_READY = ValueError("b is unreachable")
         ([1, 1, 1], [100, 100, 100], 5, 3, 1, "given up: 2 restarts from step 100 reached no further checkpoint"),
         ([1, 1, 1, 1], [100, 100, 200], 3, 4, 1, "end 4"),
         ([1, 1, NOT_READY, NOT_READY, 0], [100, 200], 2, 3, 0, "end 5"),
-        ([1, *[NOT_READY] * 20], [100], 5, 2, 1, "end 1; not started again: after 995 s of waiting, b is unreachable"),
+        ([1, *[NOT_READY] * 20], [100], 5, 2, 1, "after 995 s of waiting (--patience 900), b is unreachable"),
+        ([137, *[IN_USE] * 7, 0], [100], 1, 2, 0, "end 9"),  # the file server forgets the dead host in time
+        ([137, *[IN_USE] * 20], [100], 1, 2, 137, "(--patience 900), run_dir=run is in use by process 5 on a"),
     ],
 )
 def test_a_failed_run_restarts_but_not_in_vain(
@@ -255,6 +261,34 @@ def test_a_failed_run_restarts_but_not_in_vain(
     assert sorted(set(tried)) == list(range(1, attempts + 1))
     assert outcome.code == code
     assert outcome.reason.endswith(reason)
+
+
+@pytest.mark.parametrize("error", [NOT_READY, IN_USE])
+def test_a_person_is_told_at_once_and_a_requeued_job_is_patient(error: ValueError) -> None:
+    tries, pauses = 0, 0.0
+
+    def one(number: int) -> Outcome:
+        nonlocal tries
+        tries += 1
+        assert number == 1
+        if tries < 4:
+            raise error
+        return Outcome(0, "finished")
+
+    def pause(seconds: float) -> bool:
+        nonlocal pauses
+        pauses += seconds
+        return True
+
+    with pytest.raises(type(error)):
+        repeat(one, lambda: 0, 0, pause)
+    assert (tries, pauses) == (1, 0)
+    assert repeat(one, lambda: 0, 0, pause, requeued=True) == Outcome(0, "finished")
+    assert (tries, pauses) == (4, 5 + 10 + 20)
+    tries = -100
+    with pytest.raises(type(error), match=r"^after 75 s of waiting \(--patience 60\), .*(unreachable|in use)"):
+        repeat(one, lambda: 0, 0, pause, patience_s=60, requeued=True)
+    assert repeat(one, lambda: 0, 0, lambda seconds: False, requeued=True).code == 130
 
 
 def test_a_job_that_was_told_to_stop_is_not_restarted() -> None:

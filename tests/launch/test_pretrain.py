@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import psutil
 import pytest
 
 import launch.pretrain
-from megatron_ovenc.config import ConfigError, load
-from megatron_ovenc.train.run_lock import RunLock
+from megatron_ovenc.config import load
+from megatron_ovenc.train import run_lock
+from megatron_ovenc.train.run_lock import RunInUse, RunLock
 from tests.data.samples import clip_bytes, coded_frames, image_bytes, write_shard
+from tests.launch.locks import holder
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 12
@@ -176,20 +179,38 @@ def test_a_signal_before_torch_is_there_stops_with_a_checkpoint(config: Path) ->
     assert json.loads((config.parent / "run" / "exit_status.json").read_text())["status"] == "stopped"
 
 
-def test_a_second_job_in_a_run_directory_is_refused_and_harms_nothing(config: Path) -> None:
+def test_a_second_job_in_a_run_directory_is_refused_and_harms_nothing(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "WAIT_S", 0.3)
     run = config.parent / "run"
     run.mkdir()
-    hold = "import sys, time; from pathlib import Path; from megatron_ovenc.train.run_lock import RunLock; "
-    hold += "RunLock(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=rf"is in use by process {first.pid} on "):
-            RunLock(run).take(wait_s=0)
+    (run / "exit_status.json").write_text("the first one's")
+    with holder(run, wait_s=0) as first:
+        in_use = rf"run_dir={run} is in use by process {first.pid} on "
+        for look in (RunLock(run).take, RunLock(run).check):
+            with pytest.raises(RunInUse, match=in_use):
+                look(wait_s=0)
+        assert launch.pretrain.main(["--config", str(config)]) == 69
+        assert re.search(in_use, capsys.readouterr().err)
+        assert (run / "exit_status.json").read_text() == "the first one's"
         first.kill()
     lock = RunLock(run)
-    lock.take()  # a killed holder holds nothing
+    lock.take(wait_s=15)  # a killed holder holds nothing
     lock.release()
+
+
+def test_looking_at_the_lock_does_not_take_it(tmp_path: Path) -> None:
+    RunLock(tmp_path).check(wait_s=0)
+    with holder(tmp_path, wait_s=0) as first:
+        content = (tmp_path / "lock").read_text()
+        assert content.startswith(f"process {first.pid} on ")
+        with pytest.raises(RunInUse):
+            RunLock(tmp_path).check(wait_s=0)
+        with pytest.raises(RunInUse):  # closing the looker's descriptor did not release it
+            RunLock(tmp_path).check(wait_s=0)
+        assert (tmp_path / "lock").read_text() == content
+        first.kill()
 
 
 def test_a_fresh_start_beside_old_checkpoints_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

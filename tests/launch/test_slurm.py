@@ -15,7 +15,8 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [(0, 0, False), (2, 0, False), (75, 0, True), (1, 4, True), (137, 5, False)]
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (2, 0, False), (69, 0, False), (75, 0, True), (1, 4, True), (137, 5, False)],
 )
 def test_the_sbatch_file_requeues_a_bounded_number_of_times(
     code: int, restarts: int, requeued: bool, tmp_path: Path

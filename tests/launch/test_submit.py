@@ -25,6 +25,7 @@ from launch.guard import JobProcesses
 from launch.hostfile import Host
 from launch.job import Job
 from tests.data.samples import image_bytes, write_shard
+from tests.launch.locks import holder
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -232,6 +233,42 @@ def test_a_killed_rank_is_a_failure_and_nothing_is_left(config: Path, tmp_path: 
     assert not alive
     assert json.loads((run_dir / "exit_status.json").read_text())["job"] == directory.name
     assert not (directory / "environment.sh").exists(), "it may hold secrets"
+
+
+def test_a_restart_waits_for_a_lock_that_a_dead_host_left(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has the lock from the rank's death on, as a file server may keep it, and loses it later."""
+    run_dir, output = tmp_path / "run", tmp_path / "output"
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    words = ["--hostfile", str(tmp_path / "hosts"), "--config", str(config), "--master-port", str(free_port())]
+    command = [sys.executable, "-m", "launch.submit", *words, "--restarts", "1"]
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=file, text=True) as process,
+    ):
+        try:
+            wait_for_steps(run_dir, process, 12)
+            (directory,) = (run_dir / "launch").iterdir()
+            (rank,) = JobProcesses(directory.name).ranks()
+            with holder(run_dir, wait_s=60) as keeper:
+                rank.kill()
+                in_use = f"run_dir={run_dir} is in use by process {keeper.pid} on "
+                while f"submit: not yet: {in_use}" not in output.read_text():
+                    assert process.poll() is None, output.read_text()
+                    time.sleep(0.1)
+                # A person who starts it a second time is told.
+                monkeypatch.setattr("launch.job.WAIT_S", 0.1)
+                assert submit.main(words) == 69
+                assert in_use in capsys.readouterr().err
+            steps = (run_dir / "metrics.jsonl").read_text().count("\n")
+            wait_for_steps(run_dir, process, steps + 1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(600) == 75
+        finally:
+            process.kill()
+    assert "submit: restart 1 of 1 from step" in output.read_text()
+    assert "resumed from" in output.read_text()
 
 
 def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, address: str, tmp_path: Path) -> None:
