@@ -24,7 +24,7 @@ import numpy as np
 from megatron_ovenc.config.tree import DataConfig
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.storage.base import RawSample, Shard, ShardReader, printable
-from megatron_ovenc.data.storage.files import Storage, is_remote
+from megatron_ovenc.data.storage.files import Storage, is_http, is_remote
 from megatron_ovenc.data.storage.labels import map_labels
 from megatron_ovenc.data.storage.lists import ListReader
 from megatron_ovenc.data.storage.recordio import RecordReader
@@ -78,6 +78,7 @@ class ShardSet:
             raise ValueError(f"shard {min(twice)} is matched by more than one pattern of {list(patterns)}")
         with ThreadPoolExecutor(REMOTE_THREADS if any(map(is_remote, paths)) else 1) as threads:
             shards = list(threads.map(partial(_inspect, storage=storage), paths))
+        _check_ranges(shards, storage)
         found = iter(shards)
         return cls(shards, storage, [sum(next(found).length for _ in entry) for entry in entries])
 
@@ -172,6 +173,18 @@ def _inspect(path: str, storage: Storage) -> Shard:
         return _format(path).inspect(path, storage)
     except (OSError, ImportError) as error:
         raise ValueError(f"shard {printable(path)} cannot be opened: {error}") from error
+
+
+def _check_ranges(shards: Sequence[Shard], storage: Storage) -> None:
+    """Refuse web servers that do not serve ranges, by one shard of each. Lists do without: their files are read whole."""
+    servers = {
+        shard.path.split("/")[2]: shard for shard in shards if is_http(shard.path) and shard.content != shard.index
+    }
+    for shard in servers.values():
+        try:
+            storage.read_range(shard.path, 0, min(1, shard.content.size))
+        except OSError as error:
+            raise ValueError(f"shard {printable(shard.path)} cannot be opened: {error}") from error
 
 
 def _reader(shard: Shard, storage: Storage) -> ShardReader:

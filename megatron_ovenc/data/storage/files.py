@@ -86,7 +86,7 @@ class Storage:
             return sorted(glob.glob(pattern, recursive=True))
         if "::" in pattern:
             raise ValueError(f"{pattern!r} chains file systems; give the plain URL: data.cache_dir keeps copies of it")
-        if not any(sign in pattern for sign in ("*[" if pattern.startswith("http") else "*?[")):
+        if not any(sign in pattern for sign in ("*[" if is_http(pattern) else "*?[")):
             return [pattern]
 
         def matches() -> list[str]:
@@ -106,12 +106,13 @@ class Storage:
 
         def ask() -> FileRef:
             system, inner = _file_system(path)
-            size = system.info(inner).get("size")
+            info = system.info(inner)
+            size = info.get("size")
             if size is None:
                 raise PermissionError(
                     f"{path}: the server does not tell its size, without which it cannot be read by ranges"
                 )
-            return FileRef(path, size, system.ukey(inner))
+            return FileRef(path, size, info.get("version") or system.ukey(inner))
 
         return self._patiently(path, ask)
 
@@ -207,7 +208,8 @@ class Storage:
                 if time.monotonic() + pause - begin > limit:
                     self._failed_at[server] = time.monotonic()
                     tried = f"for {limit:g} s (data.remote_retry_s)" if limit else "once more"
-                    raise RemoteError(f"{path} could not be read, though tried {tried}: {error!r}") from error
+                    what = f"{type(error).__name__}: {error}"
+                    raise RemoteError(f"{path} could not be read, though tried {tried}: {what}") from error
                 time.sleep(pause)
             else:
                 self._failed_at.pop(server, None)
@@ -220,6 +222,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_http(url: str) -> bool:
+    """Whether a URL is of a web server."""
+    return url.startswith(("http://", "https://"))
+
+
 def _pauses() -> Iterator[float]:
     pause = FIRST_PAUSE_S
     while True:
@@ -230,6 +237,12 @@ def _pauses() -> Iterator[float]:
 def _file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path within. It keeps one for each thread and each fork by itself."""
     # Imported late: most runs are local, and every decoding process would wait for it.
+    if is_http(url):
+        try:
+            from megatron_ovenc.data.storage import http
+        except ImportError as error:
+            raise ImportError(f"{url} needs a package that is not installed: pip install aiohttp ({error})") from error
+        return http.file_system(), url
     import fsspec
 
     return fsspec.core.url_to_fs(url)

@@ -284,11 +284,11 @@ def test_a_remote_that_fails_for_a_while_is_asked_again(shards, counted, monkeyp
 
 
 def test_a_remote_that_stays_away_ends_in_bad_samples_in_bounded_time(shards, counted):
-    found = ShardSet.open([f"counted://{shards}/*.tar"], Storage(retry_s=0.05))
+    found = ShardSet.open([f"counted://{shards}/*.tar"], Storage(retry_s=0.5))
     Counting.failing = TimeoutError("away")
     counted.clear()
     with pytest.raises(
-        BadSample, match=r"s-1\.tar could not be read, though tried for 0\.05 s \(data\.remote_retry_s\): .*away"
+        BadSample, match=r"s-1\.tar could not be read, though tried for 0\.5 s \(data\.remote_retry_s\): .*away"
     ):
         found.read(5)
     assert counted["range"] > 3
