@@ -24,6 +24,7 @@ from launch.facts import addresses
 from launch.guard import JobProcesses
 from launch.hostfile import Host
 from launch.job import Job
+from megatron_ovenc.train.run_lock import RunInUse
 from tests.data.samples import image_bytes, write_shard
 from tests.launch.locks import holder
 
@@ -235,6 +236,29 @@ def test_a_killed_rank_is_a_failure_and_nothing_is_left(config: Path, tmp_path: 
     assert not (directory / "environment.sh").exists(), "it may hold secrets"
 
 
+def test_a_restart_and_a_requeued_job_do_not_sit_on_a_lock(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They look, and look again later. Only the first attempt waits, for a predecessor that is just ending."""
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    words = ["--hostfile", str(tmp_path / "hosts"), "--config", str(config), "--master-port", str(free_port())]
+    one = Job(submit.arguments(words))
+    assert not one.requeued
+    with holder(one.run_dir, wait_s=0) as keeper:
+        monkeypatch.setattr("launch.job.WAIT_S", 1e9)
+        with pytest.raises(RunInUse, match=f"in use by process {keeper.pid} on "):
+            one.plan(2)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        again = Job(submit.arguments(words))
+        assert again.requeued
+        with pytest.raises(RunInUse, match=f"in use by process {keeper.pid} on "):
+            again.plan(1)
+        assert not list((one.run_dir / "launch").iterdir()), "a refused attempt leaves nothing"
+        keeper.kill()
+        keeper.wait()
+    assert again.plan(1).hosts == [Host("localhost", (0,))]
+
+
 def test_a_restart_waits_for_a_lock_that_a_dead_host_left(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,8 +278,9 @@ def test_a_restart_waits_for_a_lock_that_a_dead_host_left(
             with holder(run_dir, wait_s=60) as keeper:
                 rank.kill()
                 in_use = f"run_dir={run_dir} is in use by process {keeper.pid} on "
+                deadline = time.monotonic() + 300
                 while f"submit: not yet: {in_use}" not in output.read_text():
-                    assert process.poll() is None, output.read_text()
+                    assert process.poll() is None and time.monotonic() < deadline, output.read_text()
                     time.sleep(0.1)
                 # A person who starts it a second time is told.
                 monkeypatch.setattr("launch.job.WAIT_S", 0.1)
