@@ -34,7 +34,7 @@ class StrictHTTPFileSystem(HTTPFileSystem):
             content: bytes = await super()._cat_file(url, start=start, end=end, **kwargs)
             return content
         session = await self.set_session()
-        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        headers = self.kwargs.get("headers", {}) | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         async with session.get(self.encode_url(url), **self.kwargs | {"headers": headers}) as response:
             self._raise_not_found_for_status(response, url)
             if response.status != 206:  # looked at before the body comes, which may be a whole shard

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -165,6 +166,19 @@ def test_what_is_missing_or_forbidden_is_not_waited_for(web: WebServer) -> None:
         ShardSet.open([web.url("s-0.tar", "closed")], storage)
     with pytest.raises(ValueError, match="has wildcards before its last part"):
         ShardSet.open([f"http://127.0.0.1:{web.port}/*/s-0.tar"], storage)
+
+
+def test_settings_of_the_user_reach_every_request(
+    web: WebServer, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from `FSSPEC_HTTP='{"headers": {"Authorization": "key"}}'` in the environment."""
+    monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": "key"}})
+    expected = contents(ShardSet.open([f"{shared}/{name}" for name in NAMES]))
+    for storage in (Storage(retry_s=0.1), Storage(str(tmp_path / "cache"), 1.0, 0.1)):
+        found = ShardSet.open([web.url(name, "closed") for name in NAMES], storage)
+        assert contents(found) == expected
+        storage.settle()
+        assert contents(found) == expected
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -9,7 +9,7 @@
 /torn/NAME     does so every time
 /stalls/NAME   goes silent in the middle of the body, the first time
 /busy/NAME     says 503 the first time
-/closed/NAME   says 403
+/closed/NAME   says 403 to all who do not send `Authorization: key`
 /good/         a page of links, as are the others
 /seen          how many requests of files there were
 
@@ -59,8 +59,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.page("".join(f'<a href="{path.name}">' for path in sorted(self.folder.iterdir())))
         first = self.first_time(mood, name, body)
         path = self.folder / name
-        if mood == "closed" or (mood == "busy" and first) or not path.is_file():
-            return self.send_error(403 if mood == "closed" else 503 if mood == "busy" and first else 404)
+        if mood == "closed" and self.headers.get("Authorization") != "key":
+            return self.send_error(403)
+        if mood == "busy" and first:
+            return self.send_error(503)
+        if not path.is_file():
+            return self.send_error(404)
         content = path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None or mood == "whole":
