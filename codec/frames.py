@@ -110,14 +110,15 @@ class Frames:
             packet = None
             if order is not None:
                 packet = index.packets[order]
-                packet.opaque = order
+                # In a tuple of its own: PyAV knows these by their address, and the small integers are shared by all clips.
+                packet.opaque = (order,)
             try:
                 frames = decoder.decode(packet)
             except av.error.FFmpegError as error:
                 before = f"frame {index.shown[order]}" if order is not None else "its end"
                 raise CodecError(f"{self._name}: cannot be decoded at {before}: {reason(error)}") from error
             for frame in frames:
-                place = index.shown[cast(int, frame.opaque)]
+                place = index.shown[cast(tuple[int], frame.opaque)[0]]
                 if place < last:
                     yield -1, frame
                 if place in run.wanted:

@@ -201,3 +201,16 @@ def test_wanted_frames_are_checked() -> None:
     with pytest.raises(codec.CodecError, match="the clip ends before frame 41: it has 41"):
         frames.at([3, 41])
     assert list(frames.at([])) == []
+
+
+def test_clips_that_are_decoded_at_the_same_time_do_not_disturb_each_other() -> None:
+    """Turn by turn, each letting go of packets whose places in their clip are the other's, too."""
+    clip = encoded("x264", "mp4")
+    expected, wanted = every(clip), list(range(0, LENGTH, 3))
+    first, second = codec.Frames(clip), codec.Frames(clip)
+    for one, other in zip(first.at(wanted), second.at(wanted), strict=True):
+        assert np.array_equal(one.to_ndarray(), other.to_ndarray())
+    for index, frame in zip(wanted, second.at(wanted), strict=True):
+        if index == 9:
+            del first
+        assert np.array_equal(frame.to_ndarray(), expected[index])
