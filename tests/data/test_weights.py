@@ -60,12 +60,9 @@ def test_shares_are_exact_and_every_source_has_epochs_of_its_own(patterns, tmp_p
     assert records(tmp_path / "bad.jsonl") == []
 
 
-@pytest.mark.parametrize(
-    ("weights", "layouts"),
-    [((), [(2, 3)]), ((0.6, 0.1, 0.3), [(1, 4), (2, 2), (4, 1), (8, 1)])],
-    ids=["one", "weighted"],
-)
-def test_the_order_is_the_same_for_any_ranks_workers_and_stops(patterns, tmp_path, weights, layouts):
+@pytest.mark.parametrize("weights", [(), (0.6, 0.1, 0.3)], ids=["one", "weighted"])
+def test_the_order_is_the_same_for_any_ranks_and_stops(patterns, tmp_path, weights):
+    """With worker processes: test_order_grid."""
     head, log, steps = weighted(patterns, weights), tmp_path / "bad.jsonl", 8
     expected = stream(head, log, steps)
     flat = [one[0] for batch in expected for one in batch]
@@ -73,11 +70,6 @@ def test_the_order_is_the_same_for_any_ranks_workers_and_stops(patterns, tmp_pat
     for stop in range(1, steps):
         for ranks in (1, 2, 4, 8):
             assert stream(head, log, 1, ranks=ranks, consumed=8 * stop) == expected[stop : stop + 1]
-    for ranks, workers in layouts:
-        # Begun by others, who stopped after some steps.
-        assert (
-            stream(head, log, steps - workers, ranks=ranks, workers=workers, consumed=8 * workers) == expected[workers:]
-        )
     assert records(log) == []
 
 
