@@ -8,12 +8,13 @@ A task's failure carries the rank's traceback. A task that does not end in time 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -53,6 +54,8 @@ def fork_server() -> ForkServerContext:
     """Forks processes off one that has done nothing but import what a rank needs, which takes seconds of a core."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["megatron_ovenc.train.build"])
+    with contextlib.chdir(Path(__file__).parents[1]):  # it imports this checkout, wherever a test has gone meanwhile
+        forkserver.ensure_running()
     return context
 
 

@@ -9,7 +9,8 @@ A clip's class is how its ball moves relative to the background. Ball, backgroun
 class, so a still frame without blur does not tell it. The shutter is open all the time, as in dim light: motion also leaves
 streaks. Backgrounds are grey, the ball is the one thing in colour: a laptop's training of a few minutes has no time for more.
 The photographs come with scikit-image; nothing is downloaded.
-The same seed gives the same files; train, probe and val are different draws.
+The same seed draws the same frames, some of which x264 encodes a little differently from run to run; train, probe and val are
+different draws.
 """
 
 from __future__ import annotations
