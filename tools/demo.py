@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -37,46 +35,14 @@ from megatron_ovenc.config import RunConfig, SourceConfig, dump, load
 from megatron_ovenc.train.exit_codes import EXIT_STOPPED
 from megatron_ovenc.train.weights import read_weights
 from tools.compare import forward, largest_difference, random_inputs
+from tools.demo_data import FRAMES
 from tools.report import read_metrics
 from tools.solo import build_encoder, solo_topology
+from tools.stages import Stages, console
 
 CONFIG = Path("configs/demo_cpu.yaml")
 GAP_STEPS = 3
 """Steps by which the loss of a resumed run is compared with that of the run that went on."""
-console = Console(highlight=False, soft_wrap=True)
-
-
-class Stages:
-    """Runs commands, shows what they are, and stops the demo at the first that fails."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self.started = time.monotonic()
-
-    def title(self, text: str) -> None:
-        console.print(f"\n[bold]{time.monotonic() - self.started:4.0f} s  {text}[/]")
-
-    def run(self, *command: str | Path, ok: Sequence[int] = (0,)) -> None:
-        """Run a command to its end."""
-        with self.start(*command) as process:
-            self.finish(process, ok)
-
-    def start(self, *command: str | Path) -> subprocess.Popen[bytes]:
-        """Start a command in a session of its own, so that its whole tree can be ended."""
-        words = [str(word) for word in command]
-        shown = ["python" if word == sys.executable else word for word in words]
-        console.print("$ " + " ".join(shown), style="dim", markup=False)
-        return subprocess.Popen(words, env=self.environment, start_new_session=True)
-
-    def finish(self, process: subprocess.Popen[bytes], ok: Sequence[int]) -> None:
-        """Wait; anything but an expected exit code ends the demo, and nothing of the command survives."""
-        try:
-            code = process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        if code not in ok:
-            raise SystemExit(f"the demo stopped: the command above ended with exit code {code}")
 
 
 def deepspeed(config: Path, *overrides: str) -> list[str]:
@@ -94,11 +60,11 @@ def deepspeed(config: Path, *overrides: str) -> list[str]:
     return command + [word for override in overrides for word in ("--set", override)]
 
 
-def make_data(stages: Stages, output: Path, clips: int, images: int) -> None:
+def make_data(stages: Stages, output: Path, clips: int, images: int, frames: int) -> None:
     """Clips, pictures, shards with sidecars, banks with their labels."""
     stages.title("render clips of moving objects, encode them as H.264 and HEVC, and cut pictures")
-    counts = ("--clips", str(clips), "--images", str(images))
-    stages.run(sys.executable, "-m", "tools.demo_data", "--output", output / "data", *counts, "--workers", "2")
+    amount = ("--clips", str(clips), "--images", str(images), "--frames", str(frames))
+    stages.run(sys.executable, "-m", "tools.demo_data", "--output", output / "data", *amount, "--workers", "2")
     stages.title("pack shards, with codec sidecars for the clips")
     for kind, name, size in (("video", "clips", ("--size", "112")), ("image", "images", ())):
         source = output / "data" / name / "train"
@@ -122,11 +88,11 @@ def make_data(stages: Stages, output: Path, clips: int, images: int) -> None:
 
 
 def train(stages: Stages, config: RunConfig, resolved: Path) -> float:
-    """Train, stop half-way by SIGTERM, resume with the other parallelism. Returns the largest relative gap of the losses."""
+    """Train, stop by SIGTERM after two thirds, resume with the other parallelism. Returns the largest relative gap of losses."""
     run = Path(config.run_dir)
-    stages.title("train on 2 data-parallel ranks; SIGTERM half-way")
+    stages.title("train on 2 data-parallel ranks; SIGTERM after two thirds")
     with stages.start(*deepspeed(resolved)) as process:
-        terminate_one_rank(process, run, config.train.steps // 2)
+        terminate_one_rank(process, run, 2 * config.train.steps // 3)
         stages.finish(process, ok=(EXIT_STOPPED,))
     stopped = json.loads((run / "exit_status.json").read_text())["step"]
     stages.title(f"stopped at step {stopped}: continue a copy as it was, to compare with")
@@ -171,23 +137,28 @@ def probe(stages: Stages, output: Path, config: RunConfig) -> dict[str, float]:
     transformer layer of its own; it is reported beside it.
     """
     stages.title("pack the trained encoder and its initial weights for Hugging Face")
-    for weights, name in ((output / "run", "packed"), (output / "run" / "config.yaml", "untrained")):
-        where = ("--checkpoint", weights, "--output", output / name, "--image-size", "112")
-        stages.run(sys.executable, "-m", "tools.pack_model", *where)
+    where = {"packed": output / "run", "untrained": output / "run" / "config.yaml"}
+    pack = (sys.executable, "-m", "tools.pack_model", "--image-size", "112")
+    stages.run_together(
+        *((*pack, "--checkpoint", weights, "--output", output / name) for name, weights in where.items())
+    )
     source = video_source(config)
-    results = {}
-    for name, label in (("untrained", "untrained"), ("packed", "trained")):
-        stages.title(f"probe the {label} encoder: a few labelled clips, then held-out ones")
-        clips = ("--train", output / "data/clips/probe", "--val", output / "data/clips/val")
-        size = ("--size", str(source.size), "--tokens", str(source.tokens), "--i-frames", source.i_frames)
-        view = ("--view", "codec", *size)
-        common = ("--model", output / name, *clips, *view, "--workers", "2", "--cache", output / "features" / label)
-        # The probe first: it keeps tokens too, so that k-NN finds its features in the cache.
-        for command, key in (("attentive_probe", "attentive_probe"), ("knn", "probe")):
-            answer = output / f"{key}_{label}.json"
-            options = ("--epochs", "30", "--lr", "1e-3") if command == "attentive_probe" else ("--k", "5")
-            stages.run(sys.executable, "-m", f"eval.{command}", *common, *options, "--output", answer)
-            results[f"{key}_top1_{label}"] = top1(answer)
+    clips = ("--train", output / "data/clips/probe", "--val", output / "data/clips/val")
+    size = ("--size", str(source.size), "--tokens", str(source.tokens), "--i-frames", source.i_frames)
+    results: dict[str, float] = {}
+    # The probe first: it keeps tokens too, so that k-NN finds its features in the cache.
+    for command, key in (("attentive_probe", "attentive_probe"), ("knn", "probe")):
+        stages.title(f"{command}: a few labelled clips, then held-out ones, by either encoder")
+        options = ("--epochs", "30", "--lr", "1e-3") if command == "attentive_probe" else ("--k", "5")
+        common = (sys.executable, "-m", f"eval.{command}", *clips, "--view", "codec", *size, *options, "--workers", "1")
+        answers = {label: output / f"{key}_{label}.json" for label in ("trained", "untrained")}
+        stages.run_together(
+            *(
+                (*common, "--model", output / name, "--cache", output / "features" / name, "--output", answers[label])
+                for name, label in (("packed", "trained"), ("untrained", "untrained"))
+            )
+        )
+        results |= {f"{key}_top1_{label}": top1(answer) for label, answer in answers.items()}
     return results
 
 
@@ -242,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--clips", type=int, default=560, help="clips to render")
     parser.add_argument("--images", type=int, default=384, help="pictures to cut")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames of a clip")
+    parser.add_argument("--steps", type=int, help=f"steps to train, if not those of {CONFIG}")
     options = parser.parse_args(argv)
     output: Path = options.output
     marker = output / ".demo"
@@ -253,13 +226,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     marker.touch()
     os.environ["OMP_NUM_THREADS"] = "1"  # two ranks and their workers share two cores
     stages = Stages(os.environ | {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2"})
-    make_data(stages, output, options.clips, options.images)
+    make_data(stages, output, options.clips, options.images, options.frames)
     config = load(
         CONFIG,
         [
             f"run_dir={output}/run",
             f"heads.image.source.shards=['{output}/shards/images/*.tar']",
             f"heads.video.source.shards=['{output}/shards/clips/*.tar']",
+            f"heads.video.source.clip_frames={options.frames}",
+            *([] if options.steps is None else [f"train.steps={options.steps}"]),
         ],
     )
     resolved = output / "config.yaml"

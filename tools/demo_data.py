@@ -2,14 +2,15 @@
 
     python -m tools.demo_data --output data --clips 320 --images 320 --seed 0 --workers 2
 
-    data/clips/{train,probe,val}/<motion>/00000.mp4      64 frames of 112 x 112 at 30 fps, H.264 and HEVC in turn, GOP 16
+    data/clips/{train,probe,val}/<motion>/00000.mp4      32 frames of 112 x 112 at 30 fps, H.264 and HEVC in turn, GOP 16
     data/images/{train,probe,val}/<photograph>/00000.jpg
 
 A clip's class is how its ball moves relative to the background. Ball, background, pan, speed and place are drawn alike for every
 class, so a still frame without blur does not tell it. The shutter is open all the time, as in dim light: motion also leaves
 streaks. Backgrounds are grey, the ball is the one thing in colour: a laptop's training of a few minutes has no time for more.
 The photographs come with scikit-image; nothing is downloaded.
-The same seed gives the same files; train, probe and val are different draws.
+The same seed draws the same frames, some of which x264 encodes a little differently from run to run; train, probe and val are
+different draws.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -53,7 +54,8 @@ PHOTOGRAPHS = (
 )
 """Those of skimage.data that are part of the package rather than downloaded."""
 
-FRAMES = 64
+FRAMES = 32
+"""Of a clip, unless told otherwise."""
 SIDE = 112
 """Of a clip, pixels."""
 IMAGE_SIDE = 160
@@ -63,7 +65,6 @@ PROBE_SHARE, VAL_SHARE = 2 / 15, 0.2
 _BALL_SIDE = 36
 _PAN = 0.35
 """Pixels a frame that the camera moves at most along either axis."""
-_MARGIN = math.ceil(_PAN * FRAMES)
 _EXPOSURES = 5
 """Instants that a frame is the mean of."""
 
@@ -87,7 +88,7 @@ class Placement:
     angle: float = 0.0
 
 
-def render(output: Path, *, clips: int, images: int, seed: int, workers: int) -> None:
+def render(output: Path, *, clips: int, images: int, seed: int, workers: int, frames: int = FRAMES) -> None:
     """Write both data sets, classes in turn.
 
     Args:
@@ -96,6 +97,7 @@ def render(output: Path, *, clips: int, images: int, seed: int, workers: int) ->
         images: number of images, likewise.
         seed: of everything that is drawn.
         workers: processes.
+        frames: of a clip.
     """
     jobs = [
         *_jobs(output / "clips", clips, MOTIONS, ".mp4", seed),
@@ -104,7 +106,8 @@ def render(output: Path, *, clips: int, images: int, seed: int, workers: int) ->
     for directory in {path.parent for path, *_ in jobs}:
         directory.mkdir(parents=True, exist_ok=True)
     with process_pool(workers) as pool:
-        for _ in track(pool.map(_render_one, jobs, chunksize=4), "rendering", total=len(jobs)):
+        one = partial(_render_one, frames=frames)
+        for _ in track(pool.map(one, jobs, chunksize=4), "rendering", total=len(jobs)):
             pass
 
 
@@ -117,7 +120,7 @@ def _jobs(folder: Path, count: int, classes: Sequence[str], suffix: str, seed: i
             yield folder / split / classes[label] / f"{turn:05d}{suffix}", label, seed
 
 
-def _render_one(job: tuple[Path, int, int]) -> None:
+def _render_one(job: tuple[Path, int, int], frames: int) -> None:
     path, label, seed = job
     rng = generator("demo", seed, *path.parts[-4:])
     if path.suffix == ".jpg":
@@ -125,7 +128,7 @@ def _render_one(job: tuple[Path, int, int]) -> None:
     else:
         # Within a class every other clip is HEVC, so that the codec says nothing about the class.
         encoder = tuple(_ENCODERS)[int(path.stem) % len(_ENCODERS)]
-        encode(path, draw_clip(MOTIONS[label], rng), encoder)
+        encode(path, draw_clip(MOTIONS[label], rng, frames), encoder)
 
 
 @cache
@@ -145,21 +148,22 @@ def crop(name: str, side: int, rng: np.random.Generator) -> Image.Image:
     return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else square
 
 
-def draw_clip(motion: str, rng: np.random.Generator) -> Iterator[Image.Image]:
+def draw_clip(motion: str, rng: np.random.Generator, frames: int = FRAMES) -> Iterator[Image.Image]:
     """The frames of one clip."""
-    background = crop(PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))], SIDE + 2 * _MARGIN, rng).convert("L").convert("RGB")
+    margin = math.ceil(_PAN * frames)
+    background = crop(PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))], SIDE + 2 * margin, rng).convert("L")
     ball, middle = _ball(), SIDE / 2 + rng.uniform(-18, 18, size=2)
     amplitude, period, phase = rng.uniform(9, 14), rng.uniform(6, 9), rng.uniform(0, 2 * math.pi)
     pan = rng.uniform(-_PAN, _PAN, size=2)
-    for frame in range(FRAMES):
+    for frame in range(frames):
         # The camera is over the background's middle half-way through the clip.
-        camera_x, camera_y = pan * (frame - (FRAMES - 1) / 2)
+        camera_x, camera_y = pan * (frame - (frames - 1) / 2)
         behind = background.transform(
             (SIDE, SIDE),
             Image.Transform.AFFINE,
-            (1, 0, _MARGIN + camera_x, 0, 1, _MARGIN + camera_y),
+            (1, 0, margin + camera_x, 0, 1, margin + camera_y),
             Image.Resampling.BILINEAR,
-        )
+        ).convert("RGB")
         light = np.zeros((SIDE, SIDE, 3), np.float32)
         for exposure in range(_EXPOSURES):
             turns = (frame + exposure / _EXPOSURES) / period
@@ -222,11 +226,14 @@ def _paste(picture: Image.Image, ball: Image.Image, x: float, y: float, at: Plac
     """Draw the ball with its centre at (x, y) in pixels, as large and as far turned as `at` says."""
     zoom = ball.width / (_BALL_SIDE * at.scale)
     cos, sin = zoom * math.cos(math.radians(at.angle)), zoom * math.sin(math.radians(at.angle))
-    half = ball.width / 2
-    # Maps a pixel of the picture to one of the ball: a turn and a zoom about the two centres.
+    # Only the square around the ball is drawn: that of the circle through its corners.
+    reach = math.ceil(_BALL_SIDE * at.scale / math.sqrt(2)) + 1
+    left, top = round(x) - reach, round(y) - reach
+    x, y, half = x - left, y - top, ball.width / 2
+    # Maps a pixel of that square to one of the ball: a turn and a zoom about the two centres.
     back = (cos, sin, half - cos * x - sin * y, -sin, cos, half + sin * x - cos * y)
-    layer = ball.transform(picture.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
-    picture.paste(layer, (0, 0), layer)
+    layer = ball.transform((2 * reach, 2 * reach), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
+    picture.paste(layer, (left, top), layer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,10 +244,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="directory to write to")
     parser.add_argument("--clips", type=int, default=320)
     parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames of a clip")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes")
     options = parser.parse_args(arguments)
-    render(options.output, clips=options.clips, images=options.images, seed=options.seed, workers=options.workers)
+    render(
+        options.output,
+        clips=options.clips,
+        images=options.images,
+        seed=options.seed,
+        workers=options.workers,
+        frames=options.frames,
+    )
     return 0
 
 

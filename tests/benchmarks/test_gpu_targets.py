@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import forked
 
 
 def report(module: str, output: Path) -> tuple[dict[str, Any], str]:
-    answer = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", module, "--device", "cpu", "--tiny", "--output", str(output)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    answer = forked(module, "--device", "cpu", "--tiny", "--output", str(output))
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     return json.loads(output.with_suffix(".json").read_text()), output.with_suffix(".md").read_text()
 

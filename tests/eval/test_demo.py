@@ -16,6 +16,7 @@ from tests.eval.test_getting_started import clip
 from tools import demo
 from tools.import_model import import_model
 from tools.pack_model import pack
+from tools.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -46,7 +47,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe
 
 
-class InThisProcess(demo.Stages):
+class InThisProcess(Stages):
     """Runs commands by their modules' `main`: a process of its own for each takes long to start."""
 
     def run(self, *command: str | Path, ok: Sequence[int] = (0,)) -> None:
@@ -54,6 +55,10 @@ class InThisProcess(demo.Stages):
         if "--workers" in words:
             words[words.index("--workers") + 1] = "1"
         assert importlib.import_module(module).main(words) in ok
+
+    def run_together(self, *commands: Sequence[str | Path]) -> None:
+        for command in commands:
+            self.run(*command)
 
 
 def test_the_pages_commands_give_the_demos_figures(config: Path) -> None:

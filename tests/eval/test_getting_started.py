@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from launch import submit
 from megatron_ovenc.config import load
 from megatron_ovenc.train.preflight import check_run
 from tests.data.samples import clip_bytes
+from tests.forked import forked
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "getting_started.md").read_text()
@@ -77,7 +76,7 @@ def test_from_clips_to_features(place: Path, capsys: pytest.CaptureFixture[str])
         assert (python, module) == ("python", expected)
         words += FEWER.get(module, [])
         if module in ("launch.pretrain", "tools.report"):  # these take hold of their process
-            subprocess.run([sys.executable, "-m", module, *words], check=True, timeout=300, capture_output=True)
+            forked(module, *words).check_returncode()
         else:
             assert importlib.import_module(module).main(words) == 0, command
     before, probe = (json.loads((place / name).read_text()) for name in ("before.json", "probe.json"))
@@ -91,7 +90,9 @@ def test_from_clips_to_features(place: Path, capsys: pytest.CaptureFixture[str])
 
 def test_the_commands_of_a_cluster_are_understood(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, many, cluster = COMMANDS[1 + len(MODULES) :]
-    subprocess.run([sys.executable, *shlex.split(plan)[1:]], check=True, timeout=300, capture_output=True)
+    python, _, module, *words = shlex.split(plan)
+    assert python == "python"
+    forked(module, *words).check_returncode()
     words = shlex.split(many)
     overrides = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     config = load("my_run.yaml", overrides)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from megatron_ovenc.parallel.topology import Topology
 from megatron_ovenc.train.build import assemble
 from megatron_ovenc.train.checkpoint import checkpoint_steps
 from tests.data.samples import NUM_CLASSES, SIDE, clip_bytes, coded_frames, image_bytes, write_images
+from tests.forked import forked
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
 from tests.train.test_resume import BATCH, CLASSES, STEPS, small_config
@@ -140,11 +139,11 @@ data: {{workers: 2}}
 log: {{every: 1}}
 eval: {{every: 2, kind: image, train: {tmp_path}/judged, val: {tmp_path}/judged, size: {SIDE}, k: 1}}
 """)
-    command = [sys.executable, "-m", "launch.pretrain", "--config", str(tmp_path / "run.yaml")]
-    absent = subprocess.run([*command, "--set", "eval.val=absent"], capture_output=True, text=True, timeout=300)
+    command = ("launch.pretrain", "--config", str(tmp_path / "run.yaml"))
+    absent = forked(*command, "--set", "eval.val=absent")
     assert absent.returncode == 2
     assert "eval.val=absent: absent is not a directory" in absent.stderr
-    subprocess.run(command, check=True, timeout=300)
+    forked(*command).check_returncode()
     first, last = lines(tmp_path / "run")
     assert "eval/knn_top1" not in first
     assert (last["eval/knn_top1"], last["eval/bad_samples"]) == (100, 0)

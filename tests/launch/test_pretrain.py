@@ -20,6 +20,7 @@ from megatron_ovenc.config import load
 from megatron_ovenc.train import run_lock
 from megatron_ovenc.train.run_lock import RunInUse, RunLock
 from tests.data.samples import clip_bytes, coded_frames, image_bytes, write_shard
+from tests.forked import forked
 from tests.launch.locks import holder
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +77,7 @@ def environment() -> dict[str, str]:
 
 def pretrain(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     words = [word for override in overrides for word in ("--set", override)]
-    command = [sys.executable, "-m", "launch.pretrain", "--config", str(config), *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=120, check=False
-    )
+    return forked("launch.pretrain", "--config", str(config), *words, cwd=ROOT, environment=environment())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +136,10 @@ def test_another_bank_is_refused_before_anything_starts(
 
 
 def test_refusal_is_a_sentence_and_an_exit_code(config: Path) -> None:
-    result = pretrain(config, "train.stepps=3")
+    command = [sys.executable, "-m", "launch.pretrain", "--config", str(config), "--set", "train.stepps=3"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=120, check=False
+    )
     assert result.returncode == 2
     assert (
         result.stderr
@@ -221,18 +222,20 @@ def test_a_fresh_start_beside_old_checkpoints_is_refused(config: Path, capsys: p
     assert "has checkpoints up to step 20" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_to_one_rank_stops_all_with_a_checkpoint(config: Path, number: signal.Signals) -> None:
-    """Through the deepspeed launcher; the run then goes on in one process and finishes, and damaged samples are named."""
+def test_signal_to_one_rank_stops_all_with_a_checkpoint(config: Path) -> None:
+    """Through the deepspeed launcher; the run then goes on in one process and finishes, and damaged samples are named.
+
+    SIGUSR1 is what Slurm's batch file sends: see test_submit.
+    """
     run = config.parent / "run"
     metrics = run / "metrics.jsonl"
     command = [*DEEPSPEED, "launch.pretrain", "--config", str(config), "--set", "train.steps=100000"]
-    port = ["--master_port", str(29600 + number)]
+    port = ["--master_port", "29615"]
     with subprocess.Popen([DEEPSPEED[0], *port, *command[1:]], cwd=ROOT, env=environment()) as launcher:
         try:
             wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 5)
             family = psutil.Process(launcher.pid).children(recursive=True)
-            ranks_of(launcher)[-1].send_signal(number)
+            ranks_of(launcher)[-1].send_signal(signal.SIGTERM)
             assert launcher.wait(60) == 75
         finally:
             launcher.kill()
@@ -242,8 +245,6 @@ def test_signal_to_one_rank_stops_all_with_a_checkpoint(config: Path, number: si
     assert stopped["status"] == "stopped"
     checkpoint = run / "checkpoints" / f"step_{stopped['step']:08d}"
     assert (checkpoint / "manifest.json").is_file()
-    if number == signal.SIGUSR1:
-        return
     result = pretrain(config, f"train.steps={stopped['step'] + 60}")
     assert result.returncode == 0, result.stderr
     assert f"resumed from {checkpoint}" in result.stdout.replace("\n", "")

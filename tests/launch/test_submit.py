@@ -322,5 +322,7 @@ def test_the_sbatch_file_is_requeued_when_slurm_stops_it(config: Path, address: 
         finally:
             process.kill()
     assert (tmp_path / "requeued").read_text() == "4711\n"
-    assert json.loads((run_dir / "exit_status.json").read_text())["status"] == "stopped"
+    stopped = json.loads((run_dir / "exit_status.json").read_text())
+    assert stopped["status"] == "stopped"
+    assert (run_dir / "checkpoints" / f"step_{stopped['step']:08d}" / "manifest.json").is_file()
     assert not psutil.wait_procs(everything, timeout=5)[1]

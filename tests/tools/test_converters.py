@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from megatron_ovenc.train.weights import read_model
+from tests.forked import forked
 from tools import import_model, pack_model
 
 
@@ -245,16 +244,7 @@ def test_an_import_takes_no_directory_of_something_else(
 
 
 def test_command_line_errors(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tools.pack_model",
-        "--checkpoint",
-        str(tmp_path / "none"),
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    result = forked("tools.pack_model", "--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "o"))
     assert result.returncode == 2
     assert "is neither a Hugging Face directory" in result.stderr
     assert "Traceback" not in result.stderr

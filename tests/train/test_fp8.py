@@ -29,13 +29,13 @@ from megatron_ovenc.train.build import assemble, describe_layers
 from tests.rank_pool import RankPool
 from tests.train.sources import RecordedSource
 
-STEPS, BATCH, CLASSES = 100, 16, 24
+STEPS, BATCH, CLASSES = 60, 16, 24
 
 
 def config(run_dir: Path, layers: str, parallel: ParallelConfig, steps: int = STEPS) -> RunConfig:
     return RunConfig(
         run_dir=str(run_dir),
-        model=ModelConfig(hidden_size=64, ffn_size=128, num_layers=4, num_heads=2, layers=layers),  # type: ignore[arg-type]
+        model=ModelConfig(hidden_size=64, ffn_size=128, num_layers=3, num_heads=2, layers=layers),  # type: ignore[arg-type]
         heads=(
             HeadConfig(
                 name="image",
@@ -46,7 +46,7 @@ def config(run_dir: Path, layers: str, parallel: ParallelConfig, steps: int = ST
         ),
         train=TrainConfig(steps=steps, seed=3),
         parallel=parallel,
-        optimizer=OptimizerConfig(lr=2e-3),
+        optimizer=OptimizerConfig(lr=4e-3),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=10),
         checkpoint=CheckpointConfig(every=10_000, asynchronous=False),
         log=LogConfig(every=100, tensorboard=False),

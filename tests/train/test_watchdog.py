@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from megatron_ovenc.train.checkpoint import checkpoint_steps
 from megatron_ovenc.train.hang_report import HangReport, explain
 from megatron_ovenc.train.watchdog import Heartbeat
 from tests.data.samples import image_bytes, write_shard
+from tests.rank_pool import fork_server
 from tests.train import faulty_pretrain
 
 
@@ -106,8 +106,7 @@ def two_ranks(config: Path, fault: str) -> tuple[list[int | None], list[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.train.test_watchdog", "megatron_ovenc.train.build"])
+    context = fork_server()
     ranks = [context.Process(target=rank_main, args=(rank, port, fault, config)) for rank in range(2)]
     for rank in ranks:
         rank.start()
