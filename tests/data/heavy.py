@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ovenc.data.dataset import Exhausted, Fetched, HeadDataset
+from megatron_ovenc.data.errors import BadRecord
 from megatron_ovenc.data.views import View
 
 
 class Heavy(HeadDataset):
     """Samples of some bytes each, all of which tell their position."""
 
-    def __init__(self, nbytes: int, begun: Path, limit: int | None = None) -> None:
+    def __init__(self, nbytes: int, begun: Path | None = None, limit: int | None = None) -> None:
         """
         Args:
             nbytes: of the patches; the sample at position 0 is small.
@@ -25,18 +26,17 @@ class Heavy(HeadDataset):
         self.nbytes, self.begun, self.limit = nbytes, begun, limit
 
     def fetch(self, position: int, reasons: tuple[str, ...] = ()) -> Fetched | Exhausted:
-        with open(self.begun, "ab") as file:
-            file.write(b".")
+        if self.begun is not None:
+            with open(self.begun, "ab") as file:
+                file.write(b".")
         patches = np.full((self.nbytes // 588 if position else 1, 588), position % 251, np.uint8)
-        positions = np.full((len(patches), 3), position, np.int32)
+        view = View(patches=patches, positions=np.full((len(patches), 3), position, np.int32))
         if self.limit is not None:
             exhaust(self.limit)
-        return Fetched(
-            view=View(patches=patches, positions=positions),
-            labels=np.array([position]),
-            sample_id=f"{position}",
-            bad=(),
-        )
+            self.limit = None
+        name = str(position)
+        bad = (BadRecord(head="", sample_id=name, position=position, reason=why, replaced_by=name) for why in reasons)
+        return Fetched(view=view, labels=np.array([position]), sample_id=name, bad=tuple(bad))
 
 
 def exhaust(limit: int, left: int = 0) -> None:
