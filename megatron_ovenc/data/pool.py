@@ -25,6 +25,9 @@ from megatron_ovenc.data.worker import Failure, Ready, Taken, Task, Unshared
 START_TIMEOUT_S = 120.0
 """Seconds that a fresh interpreter has for importing NumPy and PyAV, perhaps from a slow network disk."""
 
+END_TIMEOUT_S = 5.0
+"""Seconds that a killed process has to end. One that waits in the kernel, as for a network disk that is away, does not."""
+
 START_ATTEMPTS = 3
 """Times that a process may fail to start before this is taken for more than an accident."""
 
@@ -143,8 +146,6 @@ class WorkerPool:
         """Take one message, or notice the end of the process. True when the worker's clock starts anew."""
         try:
             message = worker.channel.receive()
-        except BlockingIOError:
-            return False
         except (EOFError, OSError):
             self._bury(worker)
             return True
@@ -239,4 +240,7 @@ def _sent(worker: _Worker, message: Task | Taken) -> bool:
 def _stop(worker: _Worker) -> None:
     worker.channel.close()
     worker.process.kill()
-    worker.process.wait()
+    try:
+        worker.process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        logger.warning("decoding process %d does not end when killed; it is left behind", worker.process.pid)

@@ -135,6 +135,26 @@ def test_a_worker_that_stops_within_an_answer_is_given_up(tmp_path: Path) -> Non
     assert "longer than 1.5 s" in found.bad[0].reason
 
 
+def test_a_worker_that_cannot_be_killed_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = open_pool(Heavy(MEGABYTE), workers=1, prefetch=1, timeout_s=1.0)
+    pool.get(0)
+    stuck = pool.pids[0]
+    os.kill(stuck, signal.SIGSTOP)
+    pool.submit(1)
+    with monkeypatch.context() as patched:
+        patched.setattr("subprocess.Popen.kill", lambda self: None)
+        patched.setattr("megatron_ovenc.data.pool.END_TIMEOUT_S", 0.1)
+        found = pool.get(1)
+    assert isinstance(found, Fetched)
+    assert "longer than 1 s" in found.bad[0].reason
+    assert f"decoding process {stuck} does not end" in caplog.text
+    assert stuck not in pool.pids
+    os.kill(stuck, signal.SIGKILL)
+    pool.close()
+
+
 def test_a_worker_killed_within_an_answer_costs_nothing(tmp_path: Path) -> None:
     dataset = Heavy(8 * MEGABYTE, limit=resource.RLIMIT_FSIZE)
     pool = open_pool(dataset, workers=1, prefetch=2)
