@@ -107,7 +107,11 @@ class Channel:
             EOFError, OSError: the other end is closed.
             DataError: this process may open no more files.
         """
-        datagram, descriptors, flags, _ = socket.recv_fds(self._socket, PIECE + 1, 1, socket.MSG_CMSG_CLOEXEC)
+        try:
+            datagram, descriptors, flags = self._datagram()
+        except ConnectionResetError:
+            # The other end is gone and has left messages unread. The system tells this first, and once; what it sent comes next.
+            datagram, descriptors, flags = self._datagram()
         if flags & socket.MSG_CTRUNC:
             raise DataError("a sample could not be received: too many open files; raise their number (`ulimit -n`)")
         if not datagram:
@@ -123,6 +127,9 @@ class Channel:
             finally:
                 os.close(descriptors[0])
         return pickle.loads(parts[0], buffers=parts[1:])
+
+    def _datagram(self) -> tuple[bytes, list[int], int]:
+        return socket.recv_fds(self._socket, PIECE + 1, 1, socket.MSG_CMSG_CLOEXEC)[:3]
 
     def _share(self, message: Message) -> None:
         descriptor = os.memfd_create("sample")

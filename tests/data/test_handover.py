@@ -139,13 +139,22 @@ def test_samples_leave_neither_descriptors_nor_maps() -> None:
         assert memory_files() == 0
 
 
-def test_what_was_handed_over_outlives_its_sender() -> None:
-    item = ITEMS["a clip"]
-    with child_that(lambda channel: channel.send(Message.of(item))) as (channel, pid):
+@pytest.mark.parametrize("unread", [0, 1, 2])
+@pytest.mark.parametrize("name", ["small", "a clip"])
+def test_what_was_handed_over_outlives_its_sender(name: str, unread: int) -> None:
+    def send(channel: Channel) -> None:
+        channel.send(Message.of(ITEMS[name]))
+        channel.send(Message.of(ITEMS[name]))
+
+    with child_that(send) as (channel, pid):
+        assert same(received(channel), ITEMS[name])
         assert wait([channel], timeout=20)
+        for _ in range(unread):
+            channel.send(Message.of("what the other end never reads"))
         os.kill(pid, signal.SIGKILL)
-        assert same(received(channel), item)
-        with pytest.raises((EOFError, OSError)):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert same(received(channel), ITEMS[name])
+        with pytest.raises(EOFError):
             received(channel)
 
 
