@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
 import resource
@@ -127,6 +128,7 @@ def test_samples_leave_neither_descriptors_nor_maps() -> None:
             channel.send(Message.of([counted(20_000 + number), number]))
 
     with child_that(send) as (channel, _):
+        gc.collect()  # files that other tests have left in cycles
         before, kept = descriptors(), []
         for number in range(300):
             item = received(channel)
