@@ -87,6 +87,8 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"optimizer.betas={list(optimizer.betas)} must lie in [0, 1)"
     if data.workers < 0 or data.sample_timeout_s <= 0 or not 0 <= data.max_bad_share < 1:
         yield "data.workers must not be negative, data.sample_timeout_s be positive, data.max_bad_share lie in [0, 1)"
+    if data.prefetch_mb < 0:
+        yield f"data.prefetch_mb={data.prefetch_mb:g} must not be negative (0 sets no bound)"
     remote = any("://" in shards for head in config.heads for shards in head.source.shards)
     longest = data.sample_timeout_s if remote else math.inf
     if data.cache_gb <= 0 or not 0 <= data.remote_retry_s < longest:

@@ -210,6 +210,8 @@ class DataConfig:
     """Decoding processes a rank that loads data; 0 decodes in the training process."""
     prefetch: int = 8
     """Samples that each worker prepares ahead."""
+    prefetch_mb: float = 1024.0
+    """Bound of what a rank prepares ahead for a head, in 10^6 bytes, divided evenly among its workers; 0 = none but `prefetch`."""
     sample_timeout_s: float = 120.0
     """Seconds after which a sample that has not arrived is given up, named and replaced."""
     cache_dir: str | None = None

@@ -67,13 +67,26 @@ class PatchBatch:
         )
 
 
-def pack(samples: Sequence[Sample]) -> PatchBatch:
-    """Concatenate samples into a batch. All must have the same number of label columns."""
+def pack(samples: Sequence[Sample], *, pin_memory: bool = False) -> PatchBatch:
+    """Concatenate samples into a batch. All must have the same number of label columns.
+
+    Args:
+        samples: at least one.
+        pin_memory: write them to page-locked memory, from which a GPU copies by itself while the host goes on. Its pages return
+            to torch's caching allocator with the batch, which gives them out again only when the copies from them are done.
+    """
     lengths = [sample.tokens for sample in samples]
     return PatchBatch(
-        patches=torch.from_numpy(np.concatenate([sample.patches for sample in samples])),
-        positions=torch.from_numpy(np.concatenate([sample.positions for sample in samples])),
+        patches=_concatenated([sample.patches for sample in samples], pin_memory),
+        positions=_concatenated([sample.positions for sample in samples], pin_memory),
         cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
-        labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
+        labels=_concatenated([sample.labels[None] for sample in samples], pin_memory),
         sample_ids=tuple(sample.sample_id for sample in samples),
     )
+
+
+def _concatenated(arrays: Sequence[np.ndarray], pin_memory: bool) -> torch.Tensor:
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    packed = torch.empty(shape, dtype=getattr(torch, arrays[0].dtype.name), pin_memory=pin_memory)
+    np.concatenate(arrays, out=packed.numpy())
+    return packed

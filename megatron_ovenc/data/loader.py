@@ -7,6 +7,7 @@ saved = loader.state_dict()                # {"consumed": samples of this head, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
@@ -38,6 +39,7 @@ class HeadLoader:
         data_size: int,
         bad_log: BadSampleLog,
         consumed: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         """
         Args:
@@ -48,6 +50,7 @@ class HeadLoader:
             data_rank, data_size: which of how many data-parallel ranks this is.
             bad_log: where bad samples are named.
             consumed: samples of this head that all ranks together have taken before.
+            pin_memory: make batches in page-locked memory, for a GPU.
 
         Raises:
             ValueError: shards are missing or damaged, or the batch does not divide.
@@ -66,6 +69,7 @@ class HeadLoader:
         )
         self._bad_log = bad_log
         self._consumed = consumed
+        self._pin_memory = pin_memory
         self._pool: WorkerPool | None = None
         self._upcoming: Iterator[int] = iter(())
         self._taken = 0
@@ -91,10 +95,10 @@ class HeadLoader:
         begin = time.monotonic()
         first = self._consumed + self._mine.start
         last = self._consumed + self._mine.stop
-        samples = [self._sample(position) for position in range(first, last)]
+        batch = pack([self._sample(position) for position in range(first, last)], pin_memory=self._pin_memory)
         self._consumed += self._micro_batch
         self._wait_s += time.monotonic() - begin
-        return pack(samples)
+        return batch
 
     @property
     def bad_samples(self) -> int:
@@ -102,7 +106,7 @@ class HeadLoader:
         return self._bad
 
     def take_wait(self) -> float:
-        """Seconds that `next` has taken since this was last asked."""
+        """Seconds that `next` has taken, to wait for samples and to pack them, since this was last asked."""
         waited, self._wait_s = self._wait_s, 0.0
         return waited
 
@@ -144,6 +148,7 @@ class HeadLoader:
                 self._dataset,
                 workers=self._data.workers,
                 prefetch=self._data.prefetch,
+                prefetch_bytes=self._data.prefetch_mb * 1e6 or math.inf,
                 timeout_s=self._data.sample_timeout_s,
             )
             self._upcoming = self._positions()

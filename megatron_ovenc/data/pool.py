@@ -7,6 +7,7 @@ be; after a time-out it can neither say which sample was stuck nor go on without
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import subprocess
@@ -14,15 +15,18 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 
 from megatron_ovenc.data.dataset import Exhausted, Fetched, HeadDataset
 from megatron_ovenc.data.errors import DataError
-from megatron_ovenc.data.worker import Failure, Ready
+from megatron_ovenc.data.handover import Channel, Message
+from megatron_ovenc.data.worker import Failure, Ready, Taken, Task, Unshared
 
 START_TIMEOUT_S = 120.0
 """Seconds that a fresh interpreter has for importing NumPy and PyAV, perhaps from a slow network disk."""
+
+END_TIMEOUT_S = 5.0
+"""Seconds that a killed process has to end. One that waits in the kernel, as for a network disk that is away, does not."""
 
 START_ATTEMPTS = 3
 """Times that a process may fail to start before this is taken for more than an accident."""
@@ -30,25 +34,22 @@ START_ATTEMPTS = 3
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    position: int
-    reasons: tuple[str, ...] = ()
-    """Why the position's first candidates are bad."""
-
-
 @dataclass(slots=True)
 class _Worker:
     process: subprocess.Popen[bytes]
-    connection: Connection
+    channel: Channel
     started: float
     attempt: int = 1
     """Which try this is to start a process in this place."""
     ready: bool = False
-    tasks: deque[_Task] = field(default_factory=deque)
+    tasks: deque[Task] = field(default_factory=deque)
     """Not yet answered, in order; the process is at the first."""
     sent: int = 0
     """How many of the tasks the process has been given."""
+    taken: int = 0
+    """How many of its answers have been got."""
+    told: int = 0
+    """How many of these it knows of."""
     suspects: int = 0
     """First tasks of which one may have killed the process before: they are given singly, to find out which."""
 
@@ -56,7 +57,15 @@ class _Worker:
 class WorkerPool:
     """Worker processes that load positions of one data set ahead of their use."""
 
-    def __init__(self, dataset: HeadDataset, *, workers: int, prefetch: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        dataset: HeadDataset,
+        *,
+        workers: int,
+        prefetch: int,
+        timeout_s: float,
+        prefetch_bytes: float = math.inf,
+    ) -> None:
         """Start the processes.
 
         Args:
@@ -64,14 +73,17 @@ class WorkerPool:
             workers: number of processes, >= 1.
             prefetch: positions that each may hold, loaded or not, before they are asked for.
             timeout_s: seconds that `get` waits for one sample before it is given up.
+            prefetch_bytes: of samples loaded and not yet got, from which on nothing more is loaded. Each process has an even
+                share and at least one sample, so that all together hold less than this and a sample a process.
         """
         # In memory rather than down the socket: what a process that hangs at its start never reads must not block us.
         self._dataset = os.memfd_create("head-dataset")
         with open(self._dataset, "wb", closefd=False) as file:
-            pickle.dump(dataset, file)
+            pickle.dump((dataset, prefetch_bytes / workers), file)
         self._prefetch = prefetch
         self._timeout_s = timeout_s
-        self._done: dict[int, Fetched | Exhausted] = {}
+        self._done: dict[int, tuple[_Worker, Fetched | Exhausted]] = {}
+        self._unshared = False
         self._workers = [self._start() for _ in range(workers)]
 
     @property
@@ -87,7 +99,7 @@ class WorkerPool:
     def submit(self, position: int) -> None:
         """Have a position loaded; each must be got, in the order submitted."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
-        worker.tasks.append(_Task(position))
+        worker.tasks.append(Task(position))
         self._feed(worker)
 
     def get(self, position: int) -> Fetched | Exhausted:
@@ -105,10 +117,11 @@ class WorkerPool:
             worker = next(w for w in self._workers if w.tasks and w.tasks[0].position == position)
             since, limit = (asked, self._timeout_s) if worker.ready else (worker.started, START_TIMEOUT_S)
             left = since + limit - time.monotonic()
-            connections = {w.connection: w for w in self._workers}
-            arrived = wait(list(connections), timeout=max(0.0, left))
-            for connection in arrived:
-                if self._receive(connections[connection]):  # type: ignore[index]
+            self._feed(worker)
+            descriptors = {w.channel.fileno(): w for w in self._workers}
+            arrived = wait(list(descriptors), timeout=max(0.0, left))
+            for descriptor in arrived:
+                if self._receive(descriptors[descriptor]):  # type: ignore[index]
                     asked = time.monotonic()
             if not arrived and left <= 0:
                 if not worker.ready:
@@ -117,7 +130,10 @@ class WorkerPool:
                     )
                 self._give_up(worker, f"it took longer than {self._timeout_s:g} s to load (data.sample_timeout_s)")
                 asked = time.monotonic()
-        return self._done.pop(position)
+        worker, fetched = self._done.pop(position)
+        worker.taken += 1
+        self._feed(worker)
+        return fetched
 
     def close(self) -> None:
         """End all processes at once."""
@@ -129,17 +145,22 @@ class WorkerPool:
     def _receive(self, worker: _Worker) -> bool:
         """Take one message, or notice the end of the process. True when the worker's clock starts anew."""
         try:
-            message = worker.connection.recv()
+            message = worker.channel.receive()
         except (EOFError, OSError):
             self._bury(worker)
             return True
         match message:
+            case None:
+                return False  # more of it is on the way
+            case Unshared(reason=reason):
+                self._tell_unshared(reason)
+                return False
             case Ready():
                 worker.ready = True
                 return True
             case Failure(traceback=text):
                 raise RuntimeError(f"loading failed with a defect of the program, not of a sample:\n{text}")
-        self._done[worker.tasks.popleft().position] = message
+        self._done[worker.tasks.popleft().position] = worker, message
         worker.sent -= 1
         worker.suspects = max(0, worker.suspects - 1)
         self._feed(worker)
@@ -155,13 +176,13 @@ class WorkerPool:
             self._give_up(worker, f"the process decoding it died twice ({end})")
         else:
             logger.warning("a decoding process died (%s); its %d samples are loaded again", end, len(worker.tasks))
-            self._restart(worker, suspects=worker.sent)
+            self._restart(worker, suspects=worker.suspects or worker.sent)
 
     def _give_up(self, worker: _Worker, reason: str) -> None:
         """Replace a process, and the sample that it is at."""
         stuck = worker.tasks[0]
         logger.warning("the sample at position %d is given up: %s", stuck.position, reason)
-        worker.tasks[0] = _Task(stuck.position, (*stuck.reasons, reason))
+        worker.tasks[0] = Task(stuck.position, (*stuck.reasons, reason))
         self._restart(worker, suspects=max(0, worker.suspects - 1))
 
     def _start_again(self, worker: _Worker, what: str) -> None:
@@ -178,7 +199,7 @@ class WorkerPool:
         self._feed(fresh)
 
     def _start(self) -> _Worker:
-        ours, theirs = Pipe()
+        ours, theirs = Channel.pair()
         # The worker finds what we find, whatever made us find it; its libraries need no threads of their own.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
@@ -187,26 +208,39 @@ class WorkerPool:
         command = [sys.executable, "-m", "megatron_ovenc.data.worker", str(theirs.fileno())]
         process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=self._dataset)
         theirs.close()
-        return _Worker(process=process, connection=ours, started=time.monotonic())
+        return _Worker(process=process, channel=ours, started=time.monotonic())
 
     def _feed(self, worker: _Worker) -> None:
-        """Give the process the tasks that it may have."""
+        """Tell the process what was got from it, and give it the tasks that it may have."""
+        if worker.told < worker.taken and _sent(worker, Taken(worker.taken)):
+            worker.told = worker.taken
         limit = 1 if worker.suspects else self._prefetch
-        while worker.sent < min(limit, len(worker.tasks)):
-            task = worker.tasks[worker.sent]
+        while worker.sent < min(limit, len(worker.tasks)) and _sent(worker, worker.tasks[worker.sent]):
             worker.sent += 1
-            self._send(worker, (task.position, task.reasons))
 
-    @staticmethod
-    def _send(worker: _Worker, message: object) -> None:
-        try:
-            worker.connection.send(message)
-        except OSError:
-            # The process is dead; the next `get` reads the end of its socket and deals with it.
-            logger.debug("a decoding process died before it took a message")
+    def _tell_unshared(self, reason: str) -> None:
+        if not self._unshared:
+            logger.warning(
+                "samples come from decoding processes without shared memory, which is slower: %s; look at `ulimit -a` and the "
+                "memory of this host or container; this is said once",
+                reason,
+            )
+        self._unshared = True
+
+
+def _sent(worker: _Worker, message: Task | Taken) -> bool:
+    try:
+        worker.channel.send(Message.of(message))
+    except OSError:
+        # It is dead, or has not read for so long that its socket is full; `get` finds out which, and tries again.
+        return False
+    return True
 
 
 def _stop(worker: _Worker) -> None:
-    worker.connection.close()
+    worker.channel.close()
     worker.process.kill()
-    worker.process.wait()
+    try:
+        worker.process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        logger.warning("decoding process %d does not end when killed; it is left behind", worker.process.pid)

@@ -55,7 +55,8 @@ class BatchStream:
         if isinstance(header[0], str):
             raise RuntimeError(f"data rank {self.topology.data_rank} cannot load: {header[0]}")
         shapes, sample_ids = header[0]
-        received = tensors if batch is not None else tuple(torch.empty(shape, dtype=dtype) for shape, dtype in shapes)
+        pin = self.topology.device.type == "cuda"
+        received = tensors if batch is not None else tuple(torch.empty(s, dtype=d, pin_memory=pin) for s, d in shapes)
         for tensor in received:
             dist.broadcast(tensor, group=group, group_src=0)
         patches, positions, cu_seqlens, labels = received

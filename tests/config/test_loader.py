@@ -113,6 +113,8 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("train.hang_timeout_s=120", 1, "train.hang_timeout_s=120 must lie above data.sample_timeout_s=120"),
         ("data.sample_timeout_s=60", 1, None),
         ("train.hang_timeout_s=0", 1, None),
+        ("data.prefetch_mb=-1", 1, "data.prefetch_mb=-1 must not be negative"),
+        ("data.prefetch_mb=0", 1, None),
         ("train.spike.window=9", 1, "train.spike.window=9 at least 10"),
         ("checkpoint.keep_every=-1", 1, "checkpoint.keep_every=-1 must not be negative"),
         ("heads.image.bank.sample_rate=0", 1, "sample_rate=0.0 must lie in"),

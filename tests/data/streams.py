@@ -22,6 +22,7 @@ def loader(
     ranks: int = 1,
     accumulation: int = 2,
     consumed: int = 0,
+    pin_memory: bool = False,
 ):
     return HeadLoader(
         head,
@@ -33,6 +34,7 @@ def loader(
         data_size=ranks,
         bad_log=BadSampleLog(log),
         consumed=consumed,
+        pin_memory=pin_memory,
     )
 
 
