@@ -336,6 +336,15 @@ def test_what_fsspec_does_not_know_or_cannot_do_is_told_with_its_key(url, messag
         check_source(image_head(url), patch_size=14)
 
 
+@pytest.mark.parametrize("name", ["s-0.tar", "s-*.tar"])
+def test_without_aiohttp_a_web_server_is_refused_with_the_remedy(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "megatron_ovenc.data.storage.http", raising=False)
+    monkeypatch.delattr("megatron_ovenc.data.storage.http", raising=False)
+    with pytest.raises(ValueError, match=r"heads\.images\.source\.shards: .*pip install aiohttp"):
+        check_source(image_head(f"http://127.0.0.1:9/{name}"), patch_size=14)
+
+
 def test_a_remote_that_cannot_be_reached_stops_the_start(counted, shards):
     storage = Storage(retry_s=0.02)
     Counting.failing = ConnectionError("refused")
