@@ -1,6 +1,6 @@
 """Subtracting the camera's motion from a motion field, so that a pan or zoom does not make every patch salient."""
 
-from functools import cache
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -69,7 +69,7 @@ def _motion(design: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     return (design.reshape(-1, len(parameters)) @ parameters).reshape(-1, 2)
 
 
-@cache
+@lru_cache(maxsize=8)
 def _design(rows: int, cols: int, camera: Camera, step: int) -> np.ndarray:
     """[points, 2, k] of every `step`-th cell: its motion (x, y) is linear in the k parameters."""
     y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, cols), indexing="ij")

@@ -3,8 +3,9 @@
     cut = codec.Cutter(grid=(16, 16), patch_size=14)
     patches = cut(frame, rows, cols)                # uint8 [n, 3, 14, 14]
 
-Pixels are those of resizing the whole frame by FFmpeg's bicubic filter (a = -0.6, widened where it reduces) and converting it to
-RGB, to the rounding. A crop, a mirror image and a change of colours cost nothing: they are part of the filters and of the matrix.
+Pixels are those of resizing each plane of the whole frame by a bicubic filter (Keys 1981, with FFmpeg's a = -0.6, widened where it
+reduces) and converting that to RGB: what FFmpeg does, but at colour's full resolution. A crop, a mirror image and changed colours
+cost nothing: they are part of the filters and of the matrix.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 
-from codec.types import not_compiled
+from codec.types import CodecError, not_compiled
 
 try:
     from codec import _cut
@@ -41,6 +42,7 @@ _LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
 }
 _BT601 = (0.299, 0.114)
 """Weights of red and blue in luma (ITU-T H.273, table 4); BT.601 where a clip does not say, as FFmpeg takes it."""
+_LUMA_WEIGHTS |= dict.fromkeys((0, 2, 3, 5, 6), _BT601)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +91,12 @@ class Cutter:
         cols: npt.NDArray[np.int32],
         out: npt.NDArray[np.uint8] | None = None,
     ) -> npt.NDArray[np.uint8]:
-        """The n patches at (rows, cols) of the grid: uint8 [n, 3, p, p], RGB; written to `out`, if given."""
+        """The n patches at (rows, cols) of the grid: uint8 [n, 3, p, p], RGB; written to `out`, if given.
+
+        Raises:
+            CodecError: colours are coded in a way that is not known here.
+            ValueError: a patch outside of the grid, an empty box, or one far outside of the picture.
+        """
         if frame.format.name not in _SHIFTS:
             frame = frame.reformat(format=_nearest(frame.format))
         if out is None:
@@ -149,7 +156,11 @@ def _rgb_matrix(frame: av.VideoFrame, appearance: Appearance) -> npt.NDArray[np.
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     # Grey pictures use all values unless they say otherwise, as FFmpeg makes them.
     full |= len(frame.planes) == 1 and frame.color_range != ColorRange.MPEG
-    red, blue = _LUMA_WEIGHTS.get(frame.colorspace, _BT601)
+    if frame.colorspace not in _LUMA_WEIGHTS:
+        raise CodecError(
+            f"colours are coded by matrix {frame.colorspace} of ITU-T H.273, which is not supported: encode the clip in BT.709"
+        )
+    red, blue = _LUMA_WEIGHTS[frame.colorspace]
     green = 1 - red - blue
     y, c = (1.0, 1.0) if full else (255 / 219, 255 / 224)
     black = 0 if full else 16

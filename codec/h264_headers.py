@@ -11,6 +11,8 @@ MOST_ACTIVE = 32
 """Most references a slice may have in a list: what is assumed where a header cannot be read."""
 
 _SLICE, _IDR_SLICE, _SPS, _PPS = 1, 5, 7, 8
+_PARAMETER_SETS = frozenset({_SPS, _PPS, 13, 15})
+"""Of sequences, pictures, sequences' extensions, and subsets of sequences."""
 _HEADER_BYTES = 48
 """More than all of a slice header that is read here can take."""
 _WITH_CHROMA_FORMAT = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
@@ -55,7 +57,9 @@ class HeaderReader:
         # An avcC record (version 1) gives the length of each unit's size; without one, units follow start codes.
         is_record = extradata[:1] == b"\x01" and len(extradata) > 6
         self._length_bytes = (extradata[4] & 3) + 1 if is_record else None
+        self._known: set[bytes] = set()
         for unit in _record_units(extradata) if is_record else _start_code_units(extradata):
+            self._known.add(unit.rstrip(b"\x00"))
             self._parameters(unit)
 
     @property
@@ -64,12 +68,18 @@ class HeaderReader:
         return bool(self._sequences) and all(sequence.frames_only for sequence in self._sequences.values())
 
     def access(self, packet: bytes) -> tuple[bool, bool]:
-        """Whether decoding can start at a packet's picture (an IDR picture), and whether others may be predicted from it."""
+        """Whether decoding can start at a packet's picture (an IDR picture), and whether others may be predicted from it.
+
+        Raises:
+            ValueError: there is no picture, or a parameter set that the container's description does not have: whoever left this
+                packet out would decode later ones wrongly.
+        """
         for unit in units(packet, self._length_bytes):
             kind = unit[0] & 31
             if 1 <= kind <= _IDR_SLICE:
                 return kind == _IDR_SLICE, bool(unit[0] >> 5 & 3)
-            self._parameters(unit)
+            if kind in _PARAMETER_SETS and unit.rstrip(b"\x00") not in self._known:
+                raise ValueError("the parameter sets change")
         raise ValueError("there is no picture in this packet")
 
     def read(self, packet: bytes) -> PictureHeader:
@@ -91,17 +101,17 @@ class HeaderReader:
         kind = unit[0] & 31
         try:
             if kind == _SPS:
-                number, sequence = _sequence(_Bits(unit[1:]))
+                number, sequence = _sequence(Bits(unit[1:]))
                 self._sequences[number] = sequence
             elif kind == _PPS:
-                number, picture_set = _picture_set(_Bits(unit[1:]))
+                number, picture_set = _picture_set(Bits(unit[1:]))
                 self._picture_sets[number] = picture_set
         except (IndexError, ValueError):
             # Left out: slices that name it count as unreadable.
             return
 
     def _active(self, unit: bytes) -> tuple[int, int]:
-        bits = _Bits(unit[1:_HEADER_BYTES])
+        bits = Bits(unit[1:_HEADER_BYTES])
         bits.unsigned()  # first macroblock
         kind = bits.unsigned() % 5
         picture_set = self._picture_sets[bits.unsigned()]
@@ -133,7 +143,7 @@ class HeaderReader:
         return (first, second if kind == _SLICE_B else 0)
 
 
-class _Bits:
+class Bits:
     """Fixed-length and Exp-Golomb codes (H.264, 9.1) of a unit's payload, emulation prevention removed."""
 
     def __init__(self, payload: bytes) -> None:
@@ -159,7 +169,7 @@ class _Bits:
         return (code + 1) // 2 if code % 2 else -(code // 2)
 
 
-def _sequence(bits: _Bits) -> tuple[int, _Sequence]:
+def _sequence(bits: Bits) -> tuple[int, _Sequence]:
     profile = bits.take(8)
     bits.skip(16)
     number = bits.unsigned()
@@ -193,7 +203,7 @@ def _sequence(bits: _Bits) -> tuple[int, _Sequence]:
     return number, _Sequence(separate, frame_number_bits, order_type, order_bits, delta_zero, frames_only)
 
 
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
+def _skip_scaling_list(bits: Bits, size: int) -> None:
     last = following = 8
     for _ in range(size):
         if following:
@@ -201,7 +211,7 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
         last = following or last
 
 
-def _picture_set(bits: _Bits) -> tuple[int, _PictureSet]:
+def _picture_set(bits: Bits) -> tuple[int, _PictureSet]:
     number, sequence = bits.unsigned(), bits.unsigned()
     bits.skip(1)
     order_present = bits.take(1) == 1

@@ -3,7 +3,8 @@
 FFmpeg conceals most damage: it paints over missing slices and treats a cut file as a short one. A training set must
 not be fed such pictures unknowingly, so a stream is called damaged when the demuxer or decoder reports an error, when a
 packet or picture is marked corrupt (concealment included), or when there are fewer packets than the container promises.
-A file without a frame count (raw streams, Matroska, MPEG-TS) that was cut exactly between two packets looks whole.
+MP4, Matroska and AVI say how long they are, others at best how many frames they hold. MPEG-TS, raw streams, and what was never
+closed (a recording that stopped) say neither: cut between two packets, or where the rest of one is concealed, they look whole.
 """
 
 import io
@@ -19,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from av.codec.context import Flags
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from codec.truncated import missing_bytes
 from codec.types import BLOCK_SIZE, CodecError, FrameSignals, FrameType, Source, describe
 
 Luma: TypeAlias = npt.NDArray[np.uint8]
@@ -48,6 +51,7 @@ class Clip:
     """An open clip. Obtained from `open_clip`, which closes it."""
 
     name: str
+    source: Source
     container: InputContainer
     stream: VideoStream
 
@@ -67,18 +71,24 @@ def open_clip(source: Source, name: str | None = None) -> Iterator[Clip]:
     label = describe(source, name)
     if isinstance(source, bytes) and not source:
         raise CodecError(f"{label}: the clip is empty (0 bytes)")
+    # Neither a clip's bytes nor a local file may name other inputs, as playlists do.
+    options = {"protocol_whitelist": "" if isinstance(source, bytes) else "file"}
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), mode="r")
+        container = av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), mode="r", options=options
+        )
     except (av.error.FFmpegError, OSError) as error:
         raise CodecError(f"{label}: cannot be opened as a video: {reason(error)}") from error
     with container:
-        if not container.streams.video:
+        stream = cast(VideoStream | None, container.streams.best("video"))
+        if stream is None:
             raise CodecError(f"{label}: there is no video stream in this {container.format.long_name} file")
-        stream = container.streams.video[0]
+        if stream.disposition & Disposition.attached_pic:
+            raise CodecError(f"{label}: there is only a cover picture in this {container.format.long_name} file")
         if stream.codec_context is None:
             raise CodecError(f"{label}: FFmpeg has no decoder for the codec of this video stream")
         stream.codec_context.thread_count = 1
-        yield Clip(name=label, container=container, stream=stream)
+        yield Clip(name=label, source=source, container=container, stream=stream)
 
 
 def pictures(clip: Clip, observe: Callable[[int, av.Packet], None] | None = None) -> Iterator[Picture]:
@@ -214,7 +224,10 @@ def packets(clip: Clip) -> Iterator[av.Packet | None]:
     except av.error.FFmpegError as error:
         damage = CodecError(f"{clip.name}: cannot be read past frame {count}: {reason(error)}")
     yield None
-    if damage is None and count < clip.stream.frames:
-        damage = CodecError(f"{clip.name}: truncated after {count} of {clip.stream.frames} frames")
+    if damage is None:
+        missing = missing_bytes(clip.source)
+        if missing or (missing is None and count < clip.stream.frames):
+            total = f" of {clip.stream.frames}" if clip.stream.frames > count else ""
+            damage = CodecError(f"{clip.name}: truncated after {count}{total} frames")
     if damage is not None:
         raise damage

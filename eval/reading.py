@@ -16,7 +16,7 @@ import av.error
 from eval.datasets import Sample
 from eval.views import Picture, SampleView
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.video import open_frames
+from megatron_ovenc.data.video import length, open_frames
 from megatron_ovenc.data.views import View
 
 SEEK_MARGIN_S = 1.0
@@ -32,7 +32,7 @@ def look(view: SampleView, clips: int, sample: Sample) -> list[View]:
     content, frames = read(sample)
     if isinstance(view, Picture) or clips == 1:
         return [view(content, frames)]
-    frames = range(open_frames(content).count) if frames is None else frames
+    frames = range(length(open_frames(content))) if frames is None else frames
     return [view(content, part) for part in parts(frames, clips)]
 
 

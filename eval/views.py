@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_ovenc.config.tree import SourceConfig
 from megatron_ovenc.data.images import image_pixels
-from megatron_ovenc.data.video import frame_pixels, open_frames
+from megatron_ovenc.data.video import frame_pixels, length, open_frames
 from megatron_ovenc.data.views import Clip, View, whole
 
 VIRTUAL_FRAMES = 64
@@ -138,7 +138,7 @@ def uniform_frames(content: bytes, count: int, size: int, frames: range | None =
     Raises:
         BadSample: the clip is damaged.
     """
-    frames = range(open_frames(content).count) if frames is None else frames
+    frames = range(length(open_frames(content))) if frames is None else frames
     indices = segment_centres(len(frames), count)
     distinct, places = np.unique(indices, return_inverse=True)
     return frame_pixels(content, frames.start + distinct, size)[places], virtual_times(indices, len(frames))

@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr int kRows = 2;
+constexpr double kFarthest = 1 << 20;  // pixels
 constexpr double kSharpness = -0.6;  // swscale's bicubic
 
 using Plane = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -123,7 +124,7 @@ void store(std::uint8_t* to, Float8 values, std::size_t count) {
         for (std::size_t i = 0; i < count; ++i) to[i] = bytes[i];
 }
 
-struct Room {  // kept from patch to patch
+struct Room {  // as much as any patch needs: nothing is allocated, or thrown, in code that is compiled once for each processor
     std::vector<float> window, rows, channels;
 };
 
@@ -134,8 +135,6 @@ void resample(const PlaneFilters& filters, const std::uint8_t* plane, std::ptrdi
     const auto down = filters.down.begin() + row * size;
     const int first = down->first, rows = down[size - 1].last() - first;
     const int left = filters.width - column.first, wide = (column.last - column.first + kLanes - 1) / kLanes * kLanes;
-    room.window.resize(std::max(room.window.size(), std::size_t(rows) * std::size_t(wide)));
-    room.rows.resize(std::max(room.rows.size(), std::size_t(std::max(size, kRows)) * std::size_t(wide)));
     float* to = room.window.data();
     for (int y = first; y < first + rows; ++y)
         for (int x = 0; x < wide; x += kLanes, to += kLanes) store(to, load(plane + y * stride + column.first + x, left - x));
@@ -188,7 +187,6 @@ FOR_EACH_PROCESSOR
 void cut_patch(const std::vector<Source>& planes, const std::array<float, 12>& matrix, int row, int col, int size, Room& room,
                std::uint8_t* out) {
     const std::size_t wide = std::size_t((size + kLanes - 1) / kLanes * kLanes), area = wide * std::size_t(size);
-    room.channels.resize(3 * area);
     for (std::size_t plane = 0; plane < planes.size(); ++plane) {
         const Source& source = planes[plane];
         resample(*source.filters, source.pixels, source.stride, row, col, size, room, room.channels.data() + plane * area);
@@ -221,11 +219,24 @@ class Cutter {
         for (std::size_t plane = 0; plane < sizes.size(); ++plane) {
             const auto [height, width] = sizes[plane];
             const auto [left, top, right, bottom] = boxes[plane];
-            if (height < 1 || width < 1 || left == right || top == bottom) throw std::invalid_argument("an empty plane or box");
+            if (height < 1 || width < 1) throw std::invalid_argument("an empty plane");
+            for (const double edge : {left, top, right, bottom})
+                if (!(std::abs(edge) <= kFarthest)) throw std::invalid_argument("a box far outside of the picture");
+            if (!(top < bottom) || left == right) throw std::invalid_argument("an empty box, or one that is upside down");
             PlaneFilters filters{height, width, filter(height, top, bottom, rows * size), {}};
             const auto taps = filter(width, left, right, cols * size);
             for (int col = 0; col < cols; ++col) filters.across.push_back(column(taps, col * size, size));
             filters_.push_back(std::move(filters));
+        }
+        const std::size_t side = std::size_t(size), padded = (side + kLanes - 1) / kLanes * kLanes;
+        channels_ = 3 * side * padded;
+        for (const PlaneFilters& filters : filters_) {
+            int wide = 0, high = 0;
+            for (const Column& column : filters.across) wide = std::max(wide, column.last - column.first + kLanes - 1);
+            for (int row = 0; row < rows; ++row)
+                high = std::max(high, filters.down[std::size_t((row + 1) * size - 1)].last() - filters.down[std::size_t(row * size)].first);
+            window_ = std::max(window_, std::size_t(high) * std::size_t(wide));
+            lines_ = std::max(lines_, std::max(side, std::size_t(kRows)) * std::size_t(wide));
         }
     }
 
@@ -248,7 +259,7 @@ class Cutter {
             if (rows.data()[i] < 0 || rows.data()[i] >= rows_ || cols.data()[i] < 0 || cols.data()[i] >= cols_)
                 throw std::invalid_argument("a patch outside of the grid");
         nb::gil_scoped_release release;
-        Room room;
+        Room room{std::vector<float>(window_), std::vector<float>(lines_), std::vector<float>(channels_)};
         for (std::size_t i = 0; i < count; ++i)
             cut_patch(sources, matrix_, rows.data()[i], cols.data()[i], size_, room, out.data() + i * 3 * side * side);
     }
@@ -257,6 +268,7 @@ class Cutter {
     int rows_, cols_, size_;
     std::array<float, 12> matrix_;
     std::vector<PlaneFilters> filters_;
+    std::size_t window_ = 0, lines_ = 0, channels_ = 0;  // floats of each part of the room
 };
 
 }  // namespace

@@ -23,6 +23,16 @@ def open_frames(content: bytes) -> codec.Frames:
         return codec.Frames(content, _NAME)
 
 
+def length(frames: codec.Frames) -> int:
+    """Number of a clip's frames.
+
+    Raises:
+        BadSample: the clip is damaged.
+    """
+    with _bad_samples():
+        return frames.count
+
+
 def frame_count(content: bytes) -> int:
     """Number of frames, found by decoding all of them, so that damage anywhere shows.
 

@@ -5,6 +5,7 @@ Legend: F frames, S side of a frame in pixels, p side of a patch, rows = cols = 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,12 @@ import numpy as np
 import codec
 from megatron_ovenc.config.tree import SourceConfig
 from megatron_ovenc.data.errors import BadSample
-from megatron_ovenc.data.video import analysed, cut_patches, frame_signals, open_frames
+from megatron_ovenc.data.video import analysed, cut_patches, frame_signals, length, open_frames
 from megatron_ovenc.data.windows import square
+
+logger = logging.getLogger(__name__)
+_told: set[str] = set()
+"""What this process has said of sidecars."""
 
 COLOURS = (0.8, 1.25)
 """Factors of a clip's brightness, contrast and saturation where it is augmented (uniform)."""
@@ -64,7 +69,7 @@ class Clip:
         if self._sidecar is not None:
             self.indices: np.ndarray = self._sidecar.frame_indices
         else:
-            frames = range(self._frames.count) if frames is None else frames
+            frames = range(length(self._frames)) if frames is None else frames
             self.indices = frames.start + codec.frame_indices(len(frames), source.clip_frames)
         self._appearance = codec.Appearance() if rng is None else clip_appearance(*self._frames.size, rng)
 
@@ -125,9 +130,13 @@ class Clip:
 
 
 def clip_appearance(width: int, height: int, rng: np.random.Generator) -> codec.Appearance:
-    """A random-resized crop to whole pixels, mirrored in half of the cases, in slightly changed colours; one for all frames."""
-    window = square(width, height, size=1, rng=rng)
-    left, top, right, bottom = map(round, window.box)
+    """A random-resized crop to whole pixels, mirrored in half of the cases, in slightly changed colours; one for all frames.
+
+    Its aspect is the clip's, times what `windows.ASPECT` allows: without augmentation all of the clip is stretched to a square.
+    """
+    window = square(1, 1, size=1, rng=rng)
+    left, right = (round(edge * width) for edge in window.box[::2])
+    top, bottom = (round(edge * height) for edge in window.box[1::2])
     brightness, contrast, saturation = rng.uniform(*COLOURS, 3)
     return codec.Appearance(
         box=(left, top, max(right, left + 1), max(bottom, top + 1)),
@@ -195,9 +204,26 @@ def _usable(sidecar: bytes, content: bytes, side: int, clip_frames: int) -> code
     try:
         loaded = codec.loads(sidecar)
         loaded.verify(content)
-    except codec.CodecError:
+    except codec.CodecError as error:
+        _tell_once("a sidecar is damaged, or was made of another clip", str(error))
         return None
     # The last frame of a clip is always among the virtual ones, so the indices tell its length.
     expected = codec.frame_indices(int(loaded.frame_indices[-1]) + 1, clip_frames)
-    fits = loaded.saliency.shape[1:] == (side, side) and np.array_equal(loaded.frame_indices, expected)
-    return loaded if fits else None
+    grid, frames = loaded.saliency.shape[1:], len(loaded.frame_indices)
+    if grid == (side, side) and np.array_equal(loaded.frame_indices, expected):
+        return loaded
+    _tell_once(
+        "a sidecar is of other patches or frames",
+        f"it has {grid[0]} x {grid[1]} patches of {frames} frames, source.size and source.clip_frames ask for {side} x {side} of "
+        f"{len(expected)}",
+    )
+    return None
+
+
+def _tell_once(what: str, details: str) -> None:
+    """Say why sidecars are of no use, once a process: it costs several times the work, and nothing else would show it."""
+    if what not in _told:
+        _told.add(what)
+        logger.warning(
+            "%s: %s; saliency is computed anew (make the shards again); not said again of others", what, details
+        )

@@ -186,6 +186,19 @@ def test_what_is_outside_of_the_grid_is_refused() -> None:
         cut(frame, np.zeros(2, np.int32), np.zeros(3, np.int32))
 
 
+@pytest.mark.parametrize("box", [(0, 50, 50, 10), (0, 0, 0, 9), (0, 0, float("nan"), 9), (-1e12, 0, 9, 9)])
+def test_boxes_that_make_no_sense_are_refused(box: tuple[float, float, float, float]) -> None:
+    with pytest.raises(ValueError, match="box"):
+        codec.Cutter((2, 2), 14, codec.Appearance(box=box)).whole(picture(32, 32))
+
+
+def test_colours_of_an_unknown_kind_are_refused() -> None:
+    frame = picture(32, 32)
+    frame.colorspace = 8  # YCgCo
+    with pytest.raises(codec.CodecError, match="matrix 8"):
+        codec.Cutter((2, 2), 14).whole(frame)
+
+
 def test_without_the_compiled_core_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codec.cut._cut", None)
     with pytest.raises(codec.CodecError, match="pip install -e"):

@@ -7,8 +7,10 @@ import wave
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 import codec
+from codec.truncated import missing_bytes
 from tests.codec.clips import encode, panning
 
 X265 = {"x265-params": "log-level=none:keyint=8"}
@@ -125,6 +127,74 @@ def test_random_damage_never_raises_anything_else(clip: bytes, hevc_clip: bytes)
             except codec.CodecError:
                 continue
             assert count <= 32
+
+
+@pytest.mark.parametrize(
+    ("encoder", "container"), [("libx264", "matroska"), ("libx265", "matroska"), ("libvpx-vp9", "webm")]
+)
+def test_matroska_is_found_cut_wherever_it_is_cut(encoder: str, container: str) -> None:
+    options = {"libx265": X265, "libx264": {"x264-params": "keyint=8"}}.get(encoder, {"deadline": "realtime"})
+    whole = encode(panning(24, (112, 128), (2, 1)), encoder, options, container)
+    assert missing_bytes(whole) == 0
+    for length in np.random.default_rng(0).integers(len(whole) * 2 // 5, len(whole), 12):
+        assert missing_bytes(whole[:length]) == len(whole) - length
+        with pytest.raises(codec.CodecError):
+            list(codec.signals(whole[:length]))
+
+
+def test_a_whole_file_may_hold_less_than_its_index_counts(clip: bytes) -> None:
+    """An edit list that begins behind a key frame: FFmpeg does not even deliver what comes before."""
+    at = clip.index(b"elst")
+    trimmed = clip[: at + 16] + (int.from_bytes(clip[at + 16 : at + 20], "big") + 12800 * 20 // 25).to_bytes(4, "big")
+    assert codec.frame_count(trimmed + clip[at + 20 :]) == 12
+
+
+def test_frames_that_a_file_leaves_out_do_not_make_it_a_cut_one() -> None:
+    """AVI has an empty packet where a frame is shown on."""
+    output = io.BytesIO()
+    with av.open(output, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"  # type: ignore[union-attr]
+        for number, grey in enumerate(panning(20, (64, 64), (2, 1))):
+            frame = av.VideoFrame.from_ndarray(grey, format="gray").reformat(format="yuv420p")
+            frame.pts = number + 5 * (number >= 10)
+            container.mux(stream.encode(frame))  # type: ignore[union-attr]
+        container.mux(stream.encode(None))  # type: ignore[union-attr]
+    assert codec.frame_count(output.getvalue()) == 20
+
+
+def test_a_cover_picture_is_no_clip(clip: bytes, tmp_path) -> None:
+    path = tmp_path / "song.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 96, 96, "yuvj420p"  # type: ignore[union-attr]
+        cover.disposition = Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(96, 96, "yuvj420p")))  # type: ignore[union-attr]
+        container.mux(cover.encode(None))  # type: ignore[union-attr]
+    with pytest.raises(codec.CodecError, match="only a cover picture"):
+        codec.frame_count(path)
+
+
+def test_the_longest_video_stream_is_the_clip(clip: bytes) -> None:
+    output = io.BytesIO()
+    with av.open(output, "w", format="matroska") as container, av.open(io.BytesIO(clip)) as source:
+        still = container.add_stream("mjpeg", rate=1)
+        still.height, still.width, still.pix_fmt = 16, 16, "yuvj420p"  # type: ignore[union-attr]
+        moving = container.add_stream_from_template(source.streams.video[0])
+        container.mux(still.encode(av.VideoFrame(16, 16, "yuvj420p")))  # type: ignore[union-attr]
+        container.mux(still.encode(None))  # type: ignore[union-attr]
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = moving
+                container.mux(packet)
+    assert codec.frame_count(output.getvalue()) == 32
+
+
+def test_a_clip_may_not_name_other_files(clip: bytes, tmp_path, monkeypatch) -> None:
+    (tmp_path / "other.mp4").write_bytes(clip)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(codec.CodecError):
+        codec.frame_count(b"ffconcat version 1.0\nfile other.mp4\n")
 
 
 def test_a_change_of_size_is_refused() -> None:

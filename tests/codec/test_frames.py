@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import codec
+from codec.h264_headers import _record_units
 from codec.source import open_clip, pictures
 from tests.codec.clips import encode, panning
 from tests.codec.hevc_streams.streams import STREAMS
@@ -91,14 +92,16 @@ def test_raw_streams_without_time_stamps_are_decoded_from_the_start(name: str) -
     check(clip)
 
 
-def with_stamps(raw: bytes) -> bytes:
+def with_stamps(raw: bytes, name: str) -> bytes:
     """A written HEVC stream in MPEG-TS, with time stamps in the order of display."""
     output = io.BytesIO()
     with av.open(io.BytesIO(raw), format="hevc") as source, av.open(output, "w", format="mpegts") as target:
         packets = [packet for packet in source.demux(video=0) if packet.size]
         with open_clip(raw) as clip:
             shown = [picture.order for picture in pictures(clip)]
-        assert sorted(shown) == list(range(len(packets)))
+        hidden = sorted(set(range(len(packets))) - set(shown))
+        # Those that lead the first picture would be shown before it.
+        shown = [*hidden, *shown] if "cra" in name else [shown[0], *hidden, *shown[1:]]
         stream = target.add_stream_from_template(source.streams.video[0])
         for order, packet in enumerate(packets):
             packet.stream, packet.time_base = stream, Fraction(1, 25)
@@ -111,13 +114,103 @@ def with_stamps(raw: bytes) -> bytes:
 def test_written_streams_of_every_kind(name: str) -> None:
     raw = STREAMS[name]().data
     check(raw, draws=3)
-    if len(every(raw)) == sum(1 for _ in packets_of(raw)):
-        check(with_stamps(raw), draws=6)
+    check(with_stamps(raw, name), draws=6)
 
 
 def packets_of(clip: bytes) -> list[av.Packet]:
     with av.open(io.BytesIO(clip)) as container:
         return [packet for packet in container.demux(video=0) if packet.size]
+
+
+def test_avi_has_no_times_of_display() -> None:
+    clip = encoded("x264", "avi")
+    assert codec.Frames(clip)._index is None
+    check(clip)
+
+
+def joined(first: bytes, second: bytes) -> bytes:
+    """Two MPEG-TS files one after the other; the packets of each stream are numbered on, so that no reader misses any."""
+    result, counters = bytearray(first + second), dict[int, int]()
+    for begin in range(0, len(result), 188):
+        stream, flags = int.from_bytes(result[begin + 1 : begin + 3], "big") & 0x1FFF, result[begin + 3]
+        if flags & 0x10:
+            counters[stream] = (counters.get(stream, -1) + 1) & 15
+        result[begin + 3] = (flags & 0xF0) | counters.get(stream, 0)
+    return bytes(result)
+
+
+def moved(clip: bytes, offset: int) -> bytes:
+    """An MPEG-TS file whose clock is `offset` / 90,000 seconds ahead."""
+    output = io.BytesIO()
+    with av.open(io.BytesIO(clip)) as source, av.open(output, "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size and packet.pts is not None and packet.dts is not None:
+                packet.stream = stream
+                packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                target.mux(packet)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("offset", [1700, 6 * 3600 + 1700])
+@pytest.mark.parametrize("name", ["x264, no B frames", "x265, closed groups"])
+def test_a_clock_that_starts_again_does_not_mix_two_recordings(name: str, offset: int) -> None:
+    first = encoded(name, "mpegts")
+    encoder, options = ENCODED[name]
+    inverted = encode([255 - frame for frame in panning(LENGTH, (64, 96), (-1.3, 2.1))], encoder, options, "mpegts")
+    clip = joined(moved(first, 0), moved(inverted, offset))
+    assert len(every(clip)) > 1.5 * LENGTH
+    check(clip)
+
+
+def appended(first: bytes, second: bytes, sets: bytes) -> bytes:
+    """A Matroska file of two clips' packets; before those of the second, its parameter sets."""
+    output = io.BytesIO()
+    with av.open(io.BytesIO(first)) as template, av.open(output, "w", format="matroska") as target:
+        stream = target.add_stream_from_template(template.streams.video[0])
+        for clip, shift, before in ((first, 0, b""), (second, 1000, sets)):
+            for packet in packets_of(clip):
+                added, before = av.Packet(before + bytes(packet)), b""
+                added.pts, added.dts = (packet.pts or 0) + 100 + shift, (packet.dts or 0) + shift
+                added.time_base, added.stream, added.is_keyframe = packet.time_base, stream, packet.is_keyframe
+                target.mux(added)
+    return output.getvalue()
+
+
+def test_parameter_sets_told_once_on_the_way_are_not_left_out() -> None:
+    first, second = (
+        encode(
+            panning(24, (64, 96), (2.3, 1.1), seed),
+            "libx264",
+            {"x264-params": f"keyint=8:qp=20:cqm={matrix}"},
+            "matroska",
+        )
+        for seed, matrix in enumerate(("flat", "jvt"))
+    )
+    with av.open(io.BytesIO(second)) as container:
+        record = bytes(container.streams.video[0].codec_context.extradata or b"")
+    sets = b"".join(len(unit).to_bytes(4, "big") + unit for unit in _record_units(record))
+    clip = appended(first, second, sets)
+    expected = every(clip)
+    assert len(expected) == 48
+    for wanted in (47, 44, 30):
+        (found,) = codec.Frames(clip).at([wanted])
+        assert np.array_equal(found.to_ndarray(), expected[wanted])
+
+
+def trimmed(clip: bytes, hidden: int, count: int) -> bytes:
+    """An MP4 whose edit list hides its first frames, as lossless cutters make it."""
+    at = clip.index(b"elst")
+    duration, start = (int.from_bytes(clip[at + place : at + place + 4], "big") for place in (12, 16))
+    edit = (duration * (count - hidden) // count).to_bytes(4, "big") + (start + 12800 * hidden // 25).to_bytes(4, "big")
+    return clip[: at + 12] + edit + clip[at + 20 :]
+
+
+@pytest.mark.parametrize("hidden", [3, 9, 20])
+def test_frames_that_an_edit_list_hides_do_not_count(hidden: int) -> None:
+    clip = trimmed(encoded("x264, short groups, pyramid", "mp4"), hidden, LENGTH)
+    assert len(every(clip)) == LENGTH - hidden
+    check(clip)
 
 
 def remuxed(clip: bytes, change: Callable[[int, av.Packet], None]) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 import codec
 from codec.camera import compensate
 from megatron_ovenc.data.images import image_pixels
-from megatron_ovenc.data.video import frame_pixels, frame_signals, open_frames
+from megatron_ovenc.data.video import frame_pixels, frame_signals, length, open_frames
 
 PICTURE_SIDE = 96
 """Pixels to which pictures are resized."""
@@ -63,7 +63,7 @@ def clip_descriptor(content: bytes) -> np.ndarray:
     Raises:
         BadSample: not a clip, or a damaged one.
     """
-    indices = codec.frame_indices(open_frames(content).count, CLIP_FRAMES)
+    indices = codec.frame_indices(length(open_frames(content)), CLIP_FRAMES)
     signals = frame_signals(content, indices)
     middle = frame_pixels(content, indices[[len(indices) // 2]], PICTURE_SIDE)[0]
     moving = [_in_hundredths(frame) for frame in signals if frame.type != "I" or frame.estimated]
