@@ -149,6 +149,27 @@ def test_a_sidecar_is_used_only_for_its_clip_grid_and_length(monkeypatch):
     assert len(decoded) == len(unusable)
 
 
+def test_a_sidecar_that_is_of_no_use_is_said_once(monkeypatch, caplog):
+    content = clip_bytes(moving_square(20))
+    monkeypatch.setattr("megatron_ovenc.data.views._told", set())
+    for side in (sidecar(content, 2), sidecar(content, 2), sidecar(content, 4, frames=10), b"", b"no"):
+        Clip(content, side, clip_source(size=56), PATCH)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "2 x 2 patches of 16 frames, source.size and source.clip_frames ask for 4 x 4 of 16" in messages[0]
+
+
+def test_crops_keep_the_aspect_that_the_whole_clip_is_shown_in():
+    for number in range(50):
+        look = clip_appearance(1920, 1080, generator("a", number))
+        left, top, right, bottom = look.box
+        assert 0 <= left < right <= 1920
+        assert 0 <= top < bottom <= 1080
+        assert 0.79 < (right - left) / (bottom - top) / (1920 / 1080) < 1.26
+        assert 0.5 < (right - left) * (bottom - top) / (1920 * 1080) <= 1
+    assert clip_appearance(1, 1, generator("a", 0)).box == (0, 0, 1, 1)
+
+
 def test_clips_are_stretched_to_a_square():
     frames = np.zeros((10, 48, 96, 3), np.uint8)
     frames[:, :, 48:] = 255
