@@ -3,7 +3,8 @@
     python -m benchmarks.data --write            # about five minutes of two cores that have nothing else to do
 
 Each reader runs in a process of its own, on one thread, one after the other, and again in the opposite order; the better of both
-counts. decord and torchcodec are measured where they can be imported (`pip install -e .[bench]`; torchcodec also wants FFmpeg's libraries).
+counts. decord and torchcodec are measured where they can be imported (`pip install -e .[bench]`; torchcodec also wants FFmpeg's
+libraries).
 """
 
 from __future__ import annotations
