@@ -5,6 +5,7 @@ Workers are given this object once and positions from then on, so it pickles, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from megatron_ovenc.config.tree import HeadConfig, SourceConfig
 from megatron_ovenc.data.dali import dali_pixels
-from megatron_ovenc.data.errors import BadRecord, BadSample
+from megatron_ovenc.data.errors import BadRecord, BadSample, DataError, unexpected
 from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.mixture import mode_at, source_at
 from megatron_ovenc.data.order import generator, replacement_index, sample_indices
@@ -88,12 +89,15 @@ class HeadDataset:
         entry, place = source_at(position, weights, self._micro_batch, seed=self._seed, head=name)
         return sum(lengths[:entry]), lengths[entry], f"{name}/{entry}", place
 
-    def fetch(self, position: int, reasons: tuple[str, ...] = ()) -> Fetched | Exhausted:
+    def fetch(
+        self, position: int, reasons: tuple[str, ...] = (), tell: Callable[[tuple[str, ...]], None] | None = None
+    ) -> Fetched | Exhausted:
         """Load the sample at a global position, or the first good one of those that stand in for it.
 
         Args:
             position: place in the head's global order.
             reasons: why the first `len(reasons)` candidates are known to be bad already.
+            tell: called with all reasons so far whenever one more candidate is bad.
         """
         found = list(reasons)
         while len(found) < MAX_ATTEMPTS:
@@ -109,8 +113,14 @@ class HeadDataset:
                 view = self._view(raw, position)
             except BadSample as error:
                 found.append(str(error))
+            except (DataError, MemoryError):
+                raise
+            except Exception as error:
+                found.append(unexpected(error))
             else:
                 return Fetched(view=view, labels=labels, sample_id=raw.sample_id, bad=self._records(position, found))
+            if tell is not None:
+                tell(tuple(found))
         return Exhausted(bad=self._records(position, found))
 
     def _view(self, raw: RawSample, position: int) -> View:
