@@ -26,7 +26,8 @@ START_TIMEOUT_S = 120.0
 """Seconds that a fresh interpreter has for importing NumPy and PyAV, perhaps from a slow network disk."""
 
 END_TIMEOUT_S = 5.0
-"""Seconds that a process has to end when it is killed or has closed its socket. One that waits in the kernel, as for a network disk that is away, does not."""
+"""Seconds that a process has to end when it is killed or has closed its socket. One that waits in the kernel, as for a network
+disk that is away, does not."""
 
 START_ATTEMPTS = 3
 """Times that a process may fail to start before this is taken for more than an accident."""
