@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from codec.types import CLIP_EXTENSIONS
 from megatron_ovenc.config.tree import HeadConfig, SourceConfig
 from megatron_ovenc.data.dali import dali_pixels
 from megatron_ovenc.data.errors import BadRecord, BadSample, DataError, unexpected
@@ -23,8 +24,8 @@ from megatron_ovenc.data.views import Clip, View, draw_positives, whole
 from megatron_ovenc.data.visidx import load_selection
 from megatron_ovenc.data.windows import Framing, native, square
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "ts", "h264", "h265", "hevc")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif")
+VIDEO_EXTENSIONS = CLIP_EXTENSIONS
 SIDECAR_EXTENSION = "saliency"
 
 MAX_ATTEMPTS = 16
