@@ -20,12 +20,10 @@ from codec.processes import process_pool
 from codec.saliency import SaliencyConfig, patch_grid
 from codec.sample import frame_indices
 from codec.sidecar import Sidecar, analyse, dumps, loads
-from codec.types import CodecError
+from codec.types import CLIP_EXTENSIONS, CodecError
 
 SUFFIX = ".saliency"
-CLIP_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".ts", ".264", ".h264", ".265", ".h265", ".hevc"}
-)
+CLIP_SUFFIXES = tuple(f".{extension}" for extension in CLIP_EXTENSIONS)
 Outcome: TypeAlias = Literal["done", "skipped", "failed"]
 
 
@@ -80,7 +78,7 @@ def find_tasks(inputs: Sequence[Path], directory: Path | None) -> list[Task]:
     tasks = [task for path in inputs for task in _tasks_of(path, directory)]
     if not tasks:
         raise ValueError(
-            f"there is no clip in {', '.join(map(str, inputs))}: names must end in {', '.join(sorted(CLIP_SUFFIXES))}"
+            f"there is no clip in {', '.join(map(str, inputs))}: names must end in {', '.join(CLIP_SUFFIXES)}"
         )
     seen: dict[Path, Task] = {}
     for task in tasks:

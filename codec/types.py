@@ -14,6 +14,12 @@ import numpy.typing as npt
 BLOCK_SIZE = 4
 """Pixels per cell side: the finest unit of motion in H.264 and HEVC, and small against a 14-pixel patch."""
 
+CLIP_EXTENSIONS = (
+    *("mp4", "mkv", "webm", "mov", "m4v", "avi", "ts", "mts", "m2ts", "mpg", "mpeg", "3gp", "flv", "wmv"),
+    *("264", "h264", "265", "h265", "hevc"),
+)
+"""By which names of files are known to be clips; what they hold is for FFmpeg to say."""
+
 FrameType: TypeAlias = Literal["I", "P", "B"]
 Source: TypeAlias = str | os.PathLike[str] | bytes
 """A clip: the path of a file, or the bytes of one (a member of a tar shard, say)."""

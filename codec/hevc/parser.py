@@ -76,6 +76,17 @@ class HevcFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class _Packet:
+    """What is kept of a packet until its picture is shown."""
+
+    pts: int | None
+    size: int
+    """Bytes."""
+    hidden: bool
+    """Whether an edit list of the container cuts its picture off: others may be predicted from it, but it is not shown."""
+
+
+@dataclass(frozen=True, slots=True)
 class Parsed:
     """A picture of the core, with what its packet says."""
 
@@ -94,9 +105,9 @@ class Parser:
     def __init__(self, clip: Clip) -> None:
         self._name = clip.name
         self._decoder = core().Decoder()
-        self._packets: dict[int, tuple[int | None, int]] = {}
+        self._packets: dict[int, _Packet] = {}
         self._size: tuple[int, int] | None = None
-        self._poc = 0
+        self._poc: int | None = None
         self._step = 1
         self.shown = 0
         """Pictures returned so far."""
@@ -111,7 +122,7 @@ class Parser:
         """Read the packet at a position in decoding order; after damage it is ignored."""
         if self.damage is not None:
             return
-        self._packets[order] = (packet.pts, packet.size)
+        self._packets[order] = _Packet(packet.pts, packet.size, packet.is_discard)
         if len(self._packets) > _REMEMBERED:
             del self._packets[next(iter(self._packets))]
         self._try(self._decoder.read, bytes(packet), order)
@@ -140,6 +151,15 @@ class Parser:
 
     def _collect(self) -> None:
         for picture in self._decoder.take():
+            packet = self._packets.pop(picture.order)
+            if packet.hidden and self.shown:
+                continue  # the next frame's motion is since the frame shown before
+            # Counts start anew with each coded video sequence: its first frame is taken to follow at the usual distance.
+            if self._poc is not None and picture.poc > self._poc:
+                self._step = picture.poc - self._poc
+            self._poc = picture.poc
+            if packet.hidden:
+                continue
             size = picture.width, picture.height
             self._size = self._size or size
             if size != self._size:
@@ -148,12 +168,7 @@ class Parser:
                     f"at frame {self.shown}: split the clip there"
                 )
                 return
-            pts, packet_size = self._packets.pop(picture.order)
-            # Counts start anew with each coded video sequence: its first frame is taken to follow at the usual distance.
-            if self.shown and picture.poc > self._poc:
-                self._step = picture.poc - self._poc
-            self._poc = picture.poc
-            self._ready.append(Parsed(picture, pts, packet_size, self._step))
+            self._ready.append(Parsed(picture, packet.pts, packet.size, self._step))
             self.shown += 1
 
 

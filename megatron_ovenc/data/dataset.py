@@ -5,14 +5,16 @@ Workers are given this object once and positions from then on, so it pickles, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from codec.types import CLIP_EXTENSIONS
 from megatron_ovenc.config.tree import HeadConfig, SourceConfig
 from megatron_ovenc.data.dali import dali_pixels
-from megatron_ovenc.data.errors import BadRecord, BadSample
+from megatron_ovenc.data.errors import BadRecord, BadSample, DataError, unexpected
 from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.mixture import mode_at, source_at
 from megatron_ovenc.data.order import generator, replacement_index, sample_indices
@@ -22,8 +24,8 @@ from megatron_ovenc.data.views import Clip, View, draw_positives, whole
 from megatron_ovenc.data.visidx import load_selection
 from megatron_ovenc.data.windows import Framing, native, square
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "ts", "h264", "h265", "hevc")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif")
+VIDEO_EXTENSIONS = CLIP_EXTENSIONS
 SIDECAR_EXTENSION = "saliency"
 
 MAX_ATTEMPTS = 16
@@ -88,12 +90,15 @@ class HeadDataset:
         entry, place = source_at(position, weights, self._micro_batch, seed=self._seed, head=name)
         return sum(lengths[:entry]), lengths[entry], f"{name}/{entry}", place
 
-    def fetch(self, position: int, reasons: tuple[str, ...] = ()) -> Fetched | Exhausted:
+    def fetch(
+        self, position: int, reasons: tuple[str, ...] = (), tell: Callable[[tuple[str, ...]], None] | None = None
+    ) -> Fetched | Exhausted:
         """Load the sample at a global position, or the first good one of those that stand in for it.
 
         Args:
             position: place in the head's global order.
             reasons: why the first `len(reasons)` candidates are known to be bad already.
+            tell: called with all reasons so far whenever one more candidate is bad.
         """
         found = list(reasons)
         while len(found) < MAX_ATTEMPTS:
@@ -109,8 +114,14 @@ class HeadDataset:
                 view = self._view(raw, position)
             except BadSample as error:
                 found.append(str(error))
+            except (DataError, MemoryError):
+                raise
+            except Exception as error:
+                found.append(unexpected(error))
             else:
                 return Fetched(view=view, labels=labels, sample_id=raw.sample_id, bad=self._records(position, found))
+            if tell is not None:
+                tell(tuple(found))
         return Exhausted(bad=self._records(position, found))
 
     def _view(self, raw: RawSample, position: int) -> View:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+_places: set[str] = set()
+"""Where the loading code was caught failing in this process."""
 
 
 class BadSample(Exception):
@@ -14,6 +20,21 @@ class BadSample(Exception):
 
 class DataError(RuntimeError):
     """Too much of a head's data is bad to go on; the message says how much, where it is listed and what to change."""
+
+
+def unexpected(error: Exception) -> str:
+    """The reason of a sample on which the loading code failed as it never should; a place's first traceback is logged.
+
+    One sample must not end a run, and after each resumption again; a defect that meets many exhausts `data.max_bad_share`.
+    """
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} at {os.path.basename(frame.filename)}:{frame.lineno}"
+    if place not in _places:
+        _places.add(place)
+        logger.error(
+            "unexpected %s; its sample is replaced as bad, others without this traceback", place, exc_info=error
+        )
+    return f"unexpected {place}: {error}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

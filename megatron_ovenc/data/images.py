@@ -28,6 +28,8 @@ _DECODE_ERRORS = (
 )
 _ORIENTATION = 0x0112
 """EXIF tag; from 5 on, height and width are exchanged."""
+_SIXTEEN_BIT = ("PNG", "PPM")
+"""Formats that Pillow reads to 32 bits a pixel only if they hold 16."""
 
 
 def image_pixels(content: bytes, size: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -59,16 +61,37 @@ def framed_pixels(content: bytes, framing: Framing) -> np.ndarray:
         target = (2 * window.width, 2 * window.height)
         stored = file.width
         drafted = file.draft("RGB", target if (width, height) == file.size else target[::-1])
-        picture = ImageOps.exif_transpose(file).convert("RGB")
+        picture = _rgb(ImageOps.exif_transpose(file), file.format)
+        # The draft's own box, for its sides are rounded up to whole pixels.
+        scale = 1.0 if drafted is None else drafted[1][2] / stored
+        left, top, right, bottom = (scale * edge for edge in window.box)
+        size = (window.width, window.height)
+        box = (left, top, min(right, picture.width), min(bottom, picture.height))
+        pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
     except _DECODE_ERRORS as error:
         raise BadSample(f"the image cannot be decoded: {error}") from error
-    # The draft's own box, for its sides are rounded up to whole pixels.
-    scale = 1.0 if drafted is None else drafted[1][2] / stored
-    left, top, right, bottom = (scale * edge for edge in window.box)
-    size = (window.width, window.height)
-    box = (left, top, min(right, picture.width), min(bottom, picture.height))
-    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
     return np.ascontiguousarray(pixels[:, ::-1] if window.flip else pixels)
+
+
+def _rgb(picture: Image.Image, kind: str | None) -> Image.Image:
+    """In RGB with 8 bits, what is transparent laid on white paper.
+
+    Raises:
+        BadSample: its numbers have no range that tells which of them is white.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in _SIXTEEN_BIT):
+        # Pillow's own conversion would clip: all but the darkest 256th became white.
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise BadSample(
+            f"the image has 32-bit pixels (Pillow's mode {picture.mode}), of which no value is known to be white: store it with "
+            "8 or 16 bits"
+        )
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    paper = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(paper, picture).convert("RGB")
 
 
 def open_picture(content: bytes) -> tuple[Image.Image, int, int]:
@@ -81,7 +104,8 @@ def open_picture(content: bytes) -> tuple[Image.Image, int, int]:
         raise BadSample("the image is empty (0 bytes)")
     try:
         file = Image.open(io.BytesIO(content))
-        turned = file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        # Of a TIFF, Pillow tells the upright size from the start.
+        turned = file.format != "TIFF" and file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except _DECODE_ERRORS as error:
         raise BadSample(f"the image cannot be decoded: {error}") from error
     width, height = file.size[::-1] if turned else file.size

@@ -20,13 +20,14 @@ from multiprocessing.connection import wait
 from megatron_ovenc.data.dataset import Exhausted, Fetched, HeadDataset
 from megatron_ovenc.data.errors import DataError
 from megatron_ovenc.data.handover import Channel, Message
-from megatron_ovenc.data.worker import Failure, Ready, Taken, Task, Unshared
+from megatron_ovenc.data.worker import Failure, Ready, Taken, Task, Tried, Unshared
 
 START_TIMEOUT_S = 120.0
 """Seconds that a fresh interpreter has for importing NumPy and PyAV, perhaps from a slow network disk."""
 
 END_TIMEOUT_S = 5.0
-"""Seconds that a killed process has to end. One that waits in the kernel, as for a network disk that is away, does not."""
+"""Seconds that a process has to end when it is killed or has closed its socket. One that waits in the kernel, as for a network
+disk that is away, does not."""
 
 START_ATTEMPTS = 3
 """Times that a process may fail to start before this is taken for more than an accident."""
@@ -110,7 +111,7 @@ class WorkerPool:
 
         Raises:
             DataError: a process cannot be started.
-            RuntimeError: a defect of the loading code, with the worker's traceback.
+            RuntimeError: a process fails in a way that another sample does not help against, with its traceback.
         """
         asked = time.monotonic()
         while position not in self._done:
@@ -121,7 +122,8 @@ class WorkerPool:
             descriptors = {w.channel.fileno(): w for w in self._workers}
             arrived = wait(list(descriptors), timeout=max(0.0, left))
             for descriptor in arrived:
-                if self._receive(descriptors[descriptor]):  # type: ignore[index]
+                sender = descriptors[descriptor]  # type: ignore[index]
+                if self._receive(sender) and sender is worker:
                     asked = time.monotonic()
             if not arrived and left <= 0:
                 if not worker.ready:
@@ -146,8 +148,8 @@ class WorkerPool:
         """Take one message, or notice the end of the process. True when the worker's clock starts anew."""
         try:
             message = worker.channel.receive()
-        except (EOFError, OSError):
-            self._bury(worker)
+        except (EOFError, OSError) as error:
+            self._bury(worker, error)
             return True
         match message:
             case None:
@@ -158,18 +160,24 @@ class WorkerPool:
             case Ready():
                 worker.ready = True
                 return True
+            case Tried(reasons=reasons):
+                worker.tasks[0] = Task(worker.tasks[0].position, reasons)
+                return True
             case Failure(traceback=text):
-                raise RuntimeError(f"loading failed with a defect of the program, not of a sample:\n{text}")
+                raise RuntimeError(f"loading failed, and not because of a sample:\n{text}")
         self._done[worker.tasks.popleft().position] = worker, message
         worker.sent -= 1
         worker.suspects = max(0, worker.suspects - 1)
         self._feed(worker)
         return False
 
-    def _bury(self, worker: _Worker) -> None:
-        """Replace a process that died. The first time, its samples get another chance, one by one."""
-        code = worker.process.wait()
-        end = f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _bury(self, worker: _Worker, error: EOFError | OSError) -> None:
+        """Replace a process that died or cannot be heard. The first time, its samples get another chance, one by one."""
+        try:
+            code = worker.process.wait(END_TIMEOUT_S)
+            end = f"signal {-code}" if code < 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            end = f"killed, for its socket fails: {error or 'closed'}"
         if not worker.ready:
             self._start_again(worker, f"ended before it was ready ({end})")
         elif worker.suspects and worker.sent:

@@ -2,7 +2,8 @@
 
 It is a fresh interpreter that imports neither torch nor the training script, so it starts in a moment, stays small, and
 inherits no threads, locks or devices. The file on stdin is a pickle: the HeadDataset, and how many bytes of loaded samples the
-process may hold. Over the socket FD go `Ready`, then, for each `Task` that comes, one answer, in order, and `Taken` comes back.
+process may hold. Over the socket FD go `Ready`, then, for each `Task` that comes, `Tried` for each candidate that is bad and one
+answer, in order, and `Taken` comes back.
 It ends when the socket closes, which the death of the training process does too.
 """
 
@@ -17,6 +18,7 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_ovenc.data.dataset import HeadDataset
@@ -41,6 +43,14 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """One more candidate of the task at hand is bad."""
+
+    reasons: tuple[str, ...]
+    """Of all of them so far."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The worker has started and holds its data set."""
 
@@ -54,7 +64,7 @@ class Unshared:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A defect of the program, not of a sample."""
+    """What no other sample helps against, such as a lack of memory."""
 
     traceback: str
 
@@ -110,12 +120,12 @@ def main(descriptor: int) -> None:
     while True:
         task = tasks.get()
         held.wait_for_room()
-        answers.put(_answer(dataset, task, held))
+        answers.put(_answer(dataset, task, held, lambda reasons: answers.put(Message.of(Tried(reasons)))))
 
 
-def _answer(dataset: HeadDataset, task: Task, held: Held) -> Message:
+def _answer(dataset: HeadDataset, task: Task, held: Held, tell: Callable[[tuple[str, ...]], None]) -> Message:
     try:
-        message = Message.of(dataset.fetch(task.position, task.reasons))
+        message = Message.of(dataset.fetch(task.position, task.reasons, tell))
     except Exception:
         # Told to the training process, which raises it.
         message = Message.of(Failure(traceback.format_exc()))

@@ -40,6 +40,14 @@ def encode(
         return path.read_bytes()
 
 
+def trimmed(clip: bytes, hidden: int, count: int) -> bytes:
+    """An MP4 whose edit list hides its first frames, as lossless cutters make it."""
+    at = clip.index(b"elst")
+    duration, start = (int.from_bytes(clip[at + place : at + place + 4], "big") for place in (12, 16))
+    edit = (duration * (count - hidden) // count).to_bytes(4, "big") + (start + 12800 * hidden // 25).to_bytes(4, "big")
+    return clip[: at + 12] + edit + clip[at + 20 :]
+
+
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth random texture: uint8 [H, W], contrast enough to match blocks, no detail finer than a few pixels."""
     noise = np.random.default_rng(seed).standard_normal((height, width))

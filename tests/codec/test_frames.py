@@ -13,7 +13,7 @@ import pytest
 import codec
 from codec.h264_headers import _record_units
 from codec.source import open_clip, pictures
-from tests.codec.clips import encode, panning
+from tests.codec.clips import encode, panning, trimmed
 from tests.codec.hevc_streams.streams import STREAMS
 
 QUIET = "log-level=none:pools=none"
@@ -196,14 +196,6 @@ def test_parameter_sets_told_once_on_the_way_are_not_left_out() -> None:
     for wanted in (47, 44, 30):
         (found,) = codec.Frames(clip).at([wanted])
         assert np.array_equal(found.to_ndarray(), expected[wanted])
-
-
-def trimmed(clip: bytes, hidden: int, count: int) -> bytes:
-    """An MP4 whose edit list hides its first frames, as lossless cutters make it."""
-    at = clip.index(b"elst")
-    duration, start = (int.from_bytes(clip[at + place : at + place + 4], "big") for place in (12, 16))
-    edit = (duration * (count - hidden) // count).to_bytes(4, "big") + (start + 12800 * hidden // 25).to_bytes(4, "big")
-    return clip[: at + 12] + edit + clip[at + 20 :]
 
 
 @pytest.mark.parametrize("hidden", [3, 9, 20])

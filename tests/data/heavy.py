@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ class Heavy(HeadDataset):
         """
         self.nbytes, self.begun, self.limit = nbytes, begun, limit
 
-    def fetch(self, position: int, reasons: tuple[str, ...] = ()) -> Fetched | Exhausted:
+    def fetch(
+        self, position: int, reasons: tuple[str, ...] = (), tell: Callable[[tuple[str, ...]], None] | None = None
+    ) -> Fetched | Exhausted:
         if self.begun is not None:
             with open(self.begun, "ab") as file:
                 file.write(b".")

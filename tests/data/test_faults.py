@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 
 from megatron_ovenc.data.dataset import MAX_ATTEMPTS, Fetched, HeadDataset
 from megatron_ovenc.data.errors import BadRecord, BadSampleLog, DataError
+from megatron_ovenc.data.handover import Channel
 from megatron_ovenc.data.order import sample_indices
 from megatron_ovenc.data.pool import WorkerPool
 from megatron_ovenc.data.shards import ShardSet
@@ -194,9 +197,55 @@ def test_endless_samples_are_given_up_one_by_one_in_bounded_time(images):
     assert time.monotonic() - begin < 60
 
 
-def test_a_defect_of_the_program_is_raised_with_its_traceback(images):
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: a defect"):
-        run_pool(poisoned(images, defective={1}), 4)
+def test_a_defect_that_one_sample_reveals_costs_that_sample(images, caplog):
+    alone = poisoned(images, defective={1, 3})
+    expected = [alone.fetch(position) for position in range(6)]
+    assert [len(found.bad) for found in expected] == [0, 1, 0, 1, 0, 0]
+    line = r"unexpected ZeroDivisionError at poison\.py:\d+: a defect"
+    assert re.fullmatch(line, expected[1].bad[0].reason)
+    assert caplog.text.count("Traceback") == 1  # two samples, one place
+    results = run_pool(poisoned(images, defective={1, 3}), 6)
+    assert [found.bad for found in results] == [found.bad for found in expected]
+
+
+def test_defects_of_all_samples_exhaust_the_budget(images, tmp_path):
+    one = loader(image_head(images), tmp_path / "bad.jsonl")
+    one._dataset._view = None
+    with pytest.raises(DataError, match=f"{MAX_ATTEMPTS} samples in a row"):
+        one.next()
+    assert all("unexpected TypeError at dataset.py" in record["reason"] for record in records(tmp_path / "bad.jsonl"))
+
+
+def test_a_lack_of_memory_ends_the_run_with_a_traceback(images):
+    with pytest.raises(RuntimeError, match="MemoryError: no more of it"):
+        run_pool(poisoned(images, starving={1}), 4)
+
+
+def test_who_hangs_after_a_bad_sample_is_the_one_that_is_named(images):
+    dataset = poisoned(images, heirs={2})
+    found = run_pool(dataset, 4)[2]
+    first, second = found.bad
+    names = [dataset._shards.sample_id(dataset.candidate(2, attempt)) for attempt in range(3)]
+    assert [first.sample_id, second.sample_id, found.sample_id] == names
+    assert "a defect" in first.reason
+    assert "longer than 1.5 s" in second.reason
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_worker_that_cannot_be_heard_is_replaced(images, monkeypatch, number):
+    healthy, receive, heard = poisoned(images), Channel.receive, []
+
+    def unheard(channel: Channel) -> object:
+        heard.append(receive(channel))
+        if len(heard) == number:
+            raise OSError(errno.ENOBUFS, "no room for what it says")
+        return heard[-1]
+
+    monkeypatch.setattr(Channel, "receive", unheard)
+    monkeypatch.setattr("megatron_ovenc.data.pool.END_TIMEOUT_S", 0.5)
+    results = run_pool(healthy, 4, workers=1)
+    assert len(heard) > number
+    assert [found.sample_id for found in results] == [healthy.fetch(position).sample_id for position in range(4)]
 
 
 def test_a_worker_killed_while_it_starts_is_started_again(images):

@@ -15,7 +15,7 @@ from megatron_ovenc.data.errors import BadSample, BadSampleLog
 from megatron_ovenc.data.images import framed_pixels, image_pixels
 from megatron_ovenc.data.loader import HeadLoader
 from megatron_ovenc.data.order import generator
-from megatron_ovenc.data.windows import native
+from megatron_ovenc.data.windows import Window, native, square
 from tests.data.samples import image_bytes, image_head, loading, write_shard
 
 
@@ -82,6 +82,70 @@ def test_orientation_grey_palette_and_transparency():
         file = io.BytesIO()
         Image.fromarray(ramp(30, 30)).convert("L").convert(mode).save(file, "png")
         assert image_pixels(file.getvalue(), 14, None).shape == (14, 14, 3)
+
+
+_UNTURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What a camera held that way does to the picture, by the EXIF orientation that it writes (CIPA DC-008, 4.6.4)."""
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", _UNTURN)
+def test_pictures_stand_upright_whatever_their_orientation(kind, orientation):
+    for shape in ((30, 171), (171, 30)):
+        picture, exif, file = Image.fromarray(ramp(*shape)), Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        options = {} if kind == "tiff" else {"quality": 95}
+        picture.transpose(_UNTURN[orientation]).save(file, kind, exif=exif.tobytes(), **options)
+        for framing in (partial(square, size=28, rng=None), partial(native, tokens=30, patch_size=14, rng=None)):
+            pixels = framed_pixels(file.getvalue(), framing)
+            upright = framed_pixels(image_bytes(ramp(*shape)), framing)
+            assert pixels.shape == upright.shape
+            assert np.abs(pixels.astype(int) - upright).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
+def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(kind):
+    grey = ramp(40, 40)[..., 0]
+    pixels = image_pixels(image_bytes(grey.astype(np.uint16) * 257, kind), 40, None)
+    assert np.abs(pixels.astype(int) - grey[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_without_a_range_are_a_bad_sample(kind):
+    with pytest.raises(BadSample, match="32-bit pixels"):
+        image_pixels(image_bytes(ramp(40, 40)[..., 0].astype(kind), "tiff"), 14, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGBA", "png"), ("LA", "png"), ("RGBA", "gif"), ("RGBA", "webp"), ("L", "png")]
+)
+def test_black_on_a_transparent_page_is_black_on_white(mode, kind):
+    page = Image.new("RGBA", (40, 40))
+    page.paste((0, 0, 0, 255), (0, 10, 40, 20))
+    file, options = io.BytesIO(), {"lossless": True} if kind == "webp" else {}
+    if mode == "L":  # one grey level stands for transparent
+        page, options = (
+            Image.fromarray(np.asarray(page)[..., 3] ^ 255).point(lambda level: level // 2),
+            {"transparency": 127},
+        )
+    page.convert(mode).save(file, kind, **options)
+    pixels = image_pixels(file.getvalue(), 40, None)
+    assert (pixels[12:18] == 0).all()
+    assert (pixels[:8] == 255).all()
+    assert (pixels[22:] == 255).all()
+
+
+def test_a_window_beside_the_picture_is_a_bad_sample():
+    with pytest.raises(BadSample, match="cannot be decoded"):
+        framed_pixels(image_bytes(ramp(20, 20)), lambda *_: Window((30.0, 0.0, 40.0, 10.0), 14, 14, False))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on damaged TIFF tags

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from codec.__main__ import main as analyze
 from megatron_ovenc.data.storage.labels import labels_path
+from tests.codec.clips import encode, panning
 from tests.data.samples import (
     GRID,
+    ONLY_CODEC,
     clip_bytes,
     clip_head,
     coded_frames,
@@ -122,3 +126,28 @@ def test_clips_are_augmented_only_on_request(clips, tmp_path):
         return [one[3] for one in stream(clip_head(clips, augment=augment), tmp_path / "bad", 1)[0]]
 
     assert patches(None) == patches(False) != patches(True) == patches(True)
+
+
+CONTAINERS = {
+    "3gp": ("libx264", "3gp"),
+    "264": ("libx264", "h264"),
+    "265": ("libx265", "hevc"),
+    "flv": ("flv", "flv"),
+    "m2ts": ("libx264", "mpegts"),
+    "mpg": ("mpeg2video", "mpeg"),
+    "wmv": ("wmv2", "asf"),
+}
+
+
+@pytest.mark.parametrize("extension", CONTAINERS)
+def test_what_gets_a_sidecar_can_be_trained_on(tmp_path: Path, extension: str) -> None:
+    encoder, container = CONTAINERS[extension]
+    options = {"x265-params": "log-level=none:pools=none"} if encoder == "libx265" else {}
+    content = encode(panning(20, (64, 96), (2, 1)), encoder, options, container)
+    (tmp_path / f"a.{extension.upper()}").write_bytes(content)
+    assert analyze(["analyze", str(tmp_path), "--processes", "1", "--frames", "16"]) == 0
+    sidecar = (tmp_path / "a.saliency").read_bytes()
+    write_shard(tmp_path / "a.tar", [{extension: content, "saliency": sidecar}], np.zeros((1, 1), np.int64))
+    head = clip_head(str(tmp_path / "a.tar"), batch=2, modes=ONLY_CODEC)
+    assert len(stream(head, tmp_path / "bad.jsonl", 2)[0]) == 1
+    assert records(tmp_path / "bad.jsonl") == []

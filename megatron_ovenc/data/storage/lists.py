@@ -76,7 +76,7 @@ class ListReader:
             raise BadSample(f"line {row + 1} of its list: {error}") from error
 
     def _content(self, path: str) -> bytes:
-        place = path if is_remote(path) else f"{os.path.dirname(self._path)}/{path}" if path[:1] != "/" else path
+        place = path if is_remote(path) else os.path.join(os.path.dirname(self._path), path)
         try:
             return self._storage.read_whole(place)
         except OSError as error:
@@ -143,6 +143,9 @@ def _parse_json(line: bytes) -> Line:
 
 def _labels(values: list[Any]) -> np.ndarray:
     try:
+        # JSON has fractions and truth values too, which `int` would take.
+        if any(isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()) for value in values):
+            raise ValueError
         return np.array([int(value) for value in values], np.int64)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"its labels {values[:8]} are not class numbers") from None

@@ -10,7 +10,7 @@ import pytest
 import codec
 from codec import hevc
 from codec.hevc import parser
-from tests.codec.clips import encode, moving_square, panning
+from tests.codec.clips import encode, moving_square, panning, trimmed
 from tests.codec.hevc_streams.streams import STREAMS
 
 QUIET = "log-level=none:pools=1:frame-threads=1"
@@ -41,6 +41,24 @@ def test_signals_are_the_same_with_and_without_pixels(container: str) -> None:
         assert not frame.estimated
         for field in ("motion", "residual", "bits"):
             np.testing.assert_array_equal(getattr(frame, field), getattr(paired, field))
+
+
+@pytest.mark.parametrize("params", ["bframes=3:keyint=24", "bframes=0:keyint=5", "bframes=4:keyint=8:open-gop=1"])
+@pytest.mark.parametrize("hidden", [1, 6, 11])
+def test_frames_that_an_edit_list_hides_have_no_signals(params: str, hidden: int) -> None:
+    whole = encoded(24, params)
+    data = trimmed(whole, hidden, 24)
+    kept = list(codec.signals(whole))[hidden:]
+    alone = list(codec.signals(data))
+    pairs = list(codec.decode(data))
+    assert len(kept) == len(alone) == len(pairs) == codec.Frames(data).count == 24 - hidden
+    for index, (expected, frame, (picture, paired)) in enumerate(zip(kept, alone, pairs, strict=True)):
+        assert frame.index == paired.index == index
+        assert frame.pts == paired.pts == picture.pts
+        assert (frame.type, frame.frame_bytes) == (expected.type, expected.frame_bytes)
+        for field in ("motion", "residual", "bits"):
+            np.testing.assert_array_equal(getattr(frame, field), getattr(expected, field))
+            np.testing.assert_array_equal(getattr(paired, field), getattr(expected, field))
 
 
 def test_no_pixel_is_decoded_for_signals_alone(clip: bytes, monkeypatch) -> None:

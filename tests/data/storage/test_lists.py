@@ -53,7 +53,7 @@ def test_formats_of_lists_say_the_same(tmp_path):
     (tmp_path / "sub/a b.png").write_bytes(b"picture")
     (tmp_path / "c.JPG").write_bytes(b"second")
     (tmp_path / "l.csv").write_text('"sub/a b.png",3,4,\r\nc.JPG\r\n')
-    entries = [{"path": "sub/a b.png", "labels": [3, 4]}, {"path": "c.JPG"}]
+    entries = [{"path": "sub/a b.png", "labels": [3, 4.0]}, {"path": "c.JPG"}]
     (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, entries)))
     for name in ("l.csv", "l.jsonl"):
         found = opened(tmp_path / name)
@@ -141,6 +141,14 @@ def test_paths_are_bytes_and_can_be_named_anywhere(tmp_path):
     assert "No such file" in records(tmp_path / "bad.jsonl")[0]["reason"]
 
 
+def test_a_list_in_the_working_directory_needs_no_folder_in_its_name(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "l.csv").write_text(f"a.png,1\n./a.png,2\n{tmp_path}/a.png,3\n")
+    monkeypatch.chdir(tmp_path)
+    found = opened("l.csv")
+    assert [found.read(number).members for number in range(3)] == [{"png": b"picture"}] * 3
+
+
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 129, 1000])
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_any_line_of_a_list_of_any_length_is_found(tmp_path, monkeypatch, count, end):
@@ -157,6 +165,9 @@ def test_a_bad_line_is_a_bad_sample_and_a_bad_first_line_a_wrong_list(tmp_path):
     (tmp_path / "a.png").write_bytes(b"picture")
     good = {"txt": "a.png 1", "csv": "a.png,1", "jsonl": '{"path": "a.png", "labels": [1]}'}
     bad = {"txt": ("", "a.png one"), "csv": ("", "a.png,1.5", ",3"), "jsonl": ("", "{}", "[1]", '{"path": 3}', "{")}
+    bad["jsonl"] += tuple(
+        f'{{"path": "a.png", "labels": [{label}]}}' for label in ("1.7", "true", "NaN", "1e400", "null")
+    )
     for suffix, line in good.items():
         for wrong in bad[suffix]:
             path = tmp_path / f"l.{suffix}"
