@@ -67,7 +67,7 @@ class BatchDecoder:
         try:
             # On a GPU the patches belong to torch's stream: it waits for them, and their memory comes free in its order.
             (patches,) = self._pipeline.run(current_stream(self._device), **batch)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self._pipeline = None  # DALI declares a pipeline unusable after its first error
             if len(pictures) > 1:
                 return [one for picture in pictures for one in self._decoded([picture])]
@@ -81,7 +81,7 @@ class BatchDecoder:
         (rows, cols), side = picture.grid, self._patch_size
         return np.array([rows, side, cols, side, 3], np.int32)
 
-    def _decoded_by_pillow(self, picture: Encoded, error: RuntimeError) -> torch.Tensor | BadSample:
+    def _decoded_by_pillow(self, picture: Encoded, error: Exception) -> torch.Tensor | BadSample:
         try:
             pixels = framed_pixels(picture.content.tobytes(), lambda width, height: picture.window)
         except BadSample as bad:
