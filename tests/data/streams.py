@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from megatron_ovenc.config.tree import DataConfig, HeadConfig
 from megatron_ovenc.data.errors import BadSampleLog
-from megatron_ovenc.data.loader import HeadLoader
+from megatron_ovenc.data.loader import CPU, HeadLoader
 from tests.data.samples import (
     loading,
 )
@@ -22,7 +24,7 @@ def loader(
     ranks: int = 1,
     accumulation: int = 2,
     consumed: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
 ):
     return HeadLoader(
         head,
@@ -34,7 +36,7 @@ def loader(
         data_size=ranks,
         bad_log=BadSampleLog(log),
         consumed=consumed,
-        pin_memory=pin_memory,
+        device=device,
     )
 
 
@@ -42,17 +44,24 @@ def fingerprints(batch) -> list[tuple]:
     """Everything about each sample of a batch."""
     ends = batch.cu_seqlens.tolist()
     return [
-        (name, tuple(labels), batch.positions[a:b].numpy().tobytes(), batch.patches[a:b].numpy().tobytes())
+        (name, tuple(labels), batch.positions[a:b].numpy().tobytes(), batch.patches[a:b].cpu().numpy().tobytes())
         for name, labels, a, b in zip(batch.sample_ids, batch.labels.tolist(), ends, ends[1:], strict=False)
     ]
 
 
 def stream(
-    head: HeadConfig, log: Path, micro_batches: int, *, ranks: int = 1, workers: int = 0, consumed: int = 0
+    head: HeadConfig,
+    log: Path,
+    micro_batches: int,
+    *,
+    ranks: int = 1,
+    workers: int = 0,
+    consumed: int = 0,
+    device: torch.device = CPU,
 ) -> list[list[tuple]]:
     """Micro-batches over all ranks."""
     loaders = [
-        loader(head, log, data=loading(workers=workers), rank=rank, ranks=ranks, consumed=consumed)
+        loader(head, log, data=loading(workers=workers), rank=rank, ranks=ranks, consumed=consumed, device=device)
         for rank in range(ranks)
     ]
     try:
