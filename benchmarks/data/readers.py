@@ -25,6 +25,7 @@ from benchmarks.machine import resident_peak
 from megatron_ovenc.config import ModesConfig
 from megatron_ovenc.data.dataset import Fetched, HeadDataset
 from megatron_ovenc.data.shards import ShardSet
+from megatron_ovenc.data.views import View
 
 MEAN, DEVIATION = np.array([0.481, 0.458, 0.408], np.float32), np.array([0.269, 0.261, 0.276], np.float32)
 
@@ -76,7 +77,7 @@ def ours(folder: Path, modes: ModesConfig | None = None) -> Iterator[int]:
     dataset = HeadDataset(wanted, ShardSet.open(wanted.source.shards), patch_size=PATCH, seed=0, micro_batch=8)
     for position in itertools.count():
         fetched = dataset.fetch(position)
-        assert isinstance(fetched, Fetched), fetched
+        assert isinstance(fetched, Fetched) and isinstance(fetched.view, View), fetched
         yield fetched.view.patches.nbytes + fetched.view.positions.nbytes + fetched.labels.nbytes
 
 

@@ -169,8 +169,9 @@ class SourceConfig:
     """Side in pixels to which pictures or frames are resized; a multiple of the patch size."""
     resize: Literal["square", "native"] = "square"
     """Pictures become squares of `size`, or keep their aspect and size within `tokens` patches. Frames are always square."""
-    decoder: Literal["pillow", "dali"] = "pillow"
-    """Library that decodes and resizes pictures in the workers; `dali` needs the extra of that name."""
+    decoder: Literal["pillow", "dali", "dali_gpu"] = "pillow"
+    """Who decodes and resizes pictures: Pillow or DALI in the workers, or (`dali_gpu`) DALI in the training process on the run's
+    device, with workers that only read. DALI needs the extra of that name."""
     augment: bool | None = None
     """Random-resized crop and mirroring, of clips changed colours too, all seeded by the sample. Absent: pictures are augmented,
     clips are not, as in the reference."""

@@ -15,8 +15,8 @@ from megatron_ovenc.parallel.device import to_device
 class Sample:
     """One image or clip, ready to be packed."""
 
-    patches: np.ndarray
-    """uint8 [n, 3 * patch * patch], channel-major as a Conv2d weight flattens."""
+    patches: np.ndarray | torch.Tensor
+    """uint8 [n, 3 * patch * patch], channel-major as a Conv2d weight flattens; a tensor is on the batch's device already."""
     positions: np.ndarray
     """int32 [n, 3]: t, row, col of each patch."""
     labels: np.ndarray
@@ -71,18 +71,26 @@ def pack(samples: Sequence[Sample], *, pin_memory: bool = False) -> PatchBatch:
     """Concatenate samples into a batch. All must have the same number of label columns.
 
     Args:
-        samples: at least one.
+        samples: at least one. If the patches of one are a tensor, the batch's are on its device.
         pin_memory: write them to page-locked memory, from which a GPU copies by itself while the host goes on. Its pages return
             to torch's caching allocator with the batch, which gives them out again only when the copies from them are done.
     """
     lengths = [sample.tokens for sample in samples]
     return PatchBatch(
-        patches=_concatenated([sample.patches for sample in samples], pin_memory),
+        patches=_joined([sample.patches for sample in samples], pin_memory),
         positions=_concatenated([sample.positions for sample in samples], pin_memory),
         cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         labels=_concatenated([sample.labels[None] for sample in samples], pin_memory),
         sample_ids=tuple(sample.sample_id for sample in samples),
     )
+
+
+def _joined(parts: Sequence[np.ndarray | torch.Tensor], pin_memory: bool) -> torch.Tensor:
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return _concatenated(arrays, pin_memory)
+    device = next(part.device for part in parts if isinstance(part, torch.Tensor))
+    return torch.cat([p if isinstance(p, torch.Tensor) else to_device(torch.from_numpy(p), device) for p in parts])
 
 
 def _concatenated(arrays: Sequence[np.ndarray], pin_memory: bool) -> torch.Tensor:

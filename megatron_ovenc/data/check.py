@@ -41,9 +41,9 @@ def check_source(head: HeadConfig, data: DataConfig | None = None, *, patch_size
     source, key = head.source, f"heads.{head.name}.source"
     if source.size < patch_size or source.size % patch_size:
         raise ValueError(f"{key}.size is {source.size}; it must be a multiple of model.patch_size = {patch_size}")
-    if source.decoder == "dali" and not dali.installed():
+    if source.decoder != "pillow" and not dali.installed():
         raise ValueError(
-            f"{key}.decoder is dali, which is not installed; pip install 'megatron-ovenc[dali]', or set it to pillow"
+            f"{key}.decoder is {source.decoder}, but DALI is not installed; pip install 'megatron-ovenc[dali]', or set it to pillow"
         )
     if source.kind == "video":
         _check_clips(source, key, patches=(source.size // patch_size) ** 2)

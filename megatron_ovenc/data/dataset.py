@@ -14,6 +14,7 @@ import numpy as np
 from codec.types import CLIP_EXTENSIONS
 from megatron_ovenc.config.tree import HeadConfig, SourceConfig
 from megatron_ovenc.data.dali import dali_pixels
+from megatron_ovenc.data.encoded import Encoded, encoded
 from megatron_ovenc.data.errors import BadRecord, BadSample, DataError, unexpected
 from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.mixture import mode_at, source_at
@@ -36,8 +37,8 @@ MAX_ATTEMPTS = 16
 class Fetched:
     """What came of one position."""
 
-    view: View
-    """The patches."""
+    view: View | Encoded
+    """The patches, or the picture that they will be cut from."""
     labels: np.ndarray
     """int64 [K]: positive concept ids, -1 = none."""
     sample_id: str
@@ -124,13 +125,11 @@ class HeadDataset:
                 tell(tuple(found))
         return Exhausted(bad=self._records(position, found))
 
-    def _view(self, raw: RawSample, position: int) -> View:
+    def _view(self, raw: RawSample, position: int) -> View | Encoded:
         source = self._head.source
         rng = self._generator("view", position)
         if source.kind == "image":
-            decode = dali_pixels if source.decoder == "dali" else framed_pixels
-            framing = image_framing(source, self._patch_size, None if source.augment is False else rng)
-            return whole(decode(_member(raw, IMAGE_EXTENSIONS), framing)[None], self._patch_size)
+            return self._picture(raw, None if source.augment is False else rng)
         clip = Clip(
             _member(raw, VIDEO_EXTENSIONS),
             raw.members.get(SIDECAR_EXTENSION),
@@ -145,6 +144,16 @@ class HeadDataset:
                 return clip.frames_view(rng)
             case "collage":
                 return clip.collage_view(rng)
+
+    def _picture(self, raw: RawSample, rng: np.random.Generator | None) -> View | Encoded:
+        source, content = self._head.source, _member(raw, IMAGE_EXTENSIONS)
+        framing = image_framing(source, self._patch_size, rng)
+        if source.decoder == "dali_gpu":
+            picture = encoded(content, framing, patch_size=self._patch_size, sample_id=raw.sample_id)
+            if picture is not None:
+                return picture
+        decode = dali_pixels if source.decoder == "dali" else framed_pixels
+        return whole(decode(content, framing)[None], self._patch_size)
 
     def selection(self, raw: RawSample) -> np.ndarray | None:
         """Positions int32 [tokens, 3] that a clip's `visidx.npy` selects, if it has one.

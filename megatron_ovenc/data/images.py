@@ -8,7 +8,7 @@ import zlib
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from megatron_ovenc.data.errors import BadSample
 from megatron_ovenc.data.windows import Framing, square
@@ -106,7 +106,14 @@ def open_picture(content: bytes) -> tuple[Image.Image, int, int]:
         file = Image.open(io.BytesIO(content))
         # Of a TIFF, Pillow tells the upright size from the start.
         turned = file.format != "TIFF" and file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except UnidentifiedImageError as error:
+        raise BadSample("the image cannot be decoded: it is of no format that Pillow knows") from error
     except _DECODE_ERRORS as error:
         raise BadSample(f"the image cannot be decoded: {error}") from error
     width, height = file.size[::-1] if turned else file.size
     return file, width, height
+
+
+def is_plain_jpeg(file: Image.Image) -> bool:
+    """Whether a file is a JPEG without anything of which libraries make different things, such as inks."""
+    return file.format == "JPEG" and file.mode in ("RGB", "L")

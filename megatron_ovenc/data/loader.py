@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
+
+import numpy as np
+import torch
 
 from megatron_ovenc.config.tree import DataConfig, HeadConfig
 from megatron_ovenc.data.batch import PatchBatch, Sample, pack
+from megatron_ovenc.data.dali_batch import BatchDecoder
 from megatron_ovenc.data.dataset import MAX_ATTEMPTS, Exhausted, Fetched, HeadDataset
-from megatron_ovenc.data.errors import BadRecord, BadSampleLog, DataError
+from megatron_ovenc.data.encoded import Encoded
+from megatron_ovenc.data.errors import BadRecord, BadSample, BadSampleLog, DataError
 from megatron_ovenc.data.order import micro_batch_slices
 from megatron_ovenc.data.pool import WorkerPool
 from megatron_ovenc.data.shards import ShardSet, storage_of
+from megatron_ovenc.data.views import View
 
+CPU = torch.device("cpu")
 BUDGET_AFTER = 100
 """Samples that a rank takes from a head before their share of bad ones is judged."""
 
@@ -39,7 +46,7 @@ class HeadLoader:
         data_size: int,
         bad_log: BadSampleLog,
         consumed: int = 0,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         """
         Args:
@@ -50,7 +57,8 @@ class HeadLoader:
             data_rank, data_size: which of how many data-parallel ranks this is.
             bad_log: where bad samples are named.
             consumed: samples of this head that all ranks together have taken before.
-            pin_memory: make batches in page-locked memory, for a GPU.
+            device: where the batches will go. For a GPU they are made in page-locked memory; pictures of `decoder: dali_gpu` are
+                decoded on it, and are there already.
 
         Raises:
             ValueError: shards are missing or damaged, or the batch does not divide.
@@ -69,7 +77,10 @@ class HeadLoader:
         )
         self._bad_log = bad_log
         self._consumed = consumed
-        self._pin_memory = pin_memory
+        self._pin_memory = device.type == "cuda"
+        self._decoder: BatchDecoder | None = None
+        if head.source.decoder == "dali_gpu":
+            self._decoder = BatchDecoder(patch_size=patch_size, device=device, threads=max(1, data.workers))
         self._pool: WorkerPool | None = None
         self._upcoming: Iterator[int] = iter(())
         self._taken = 0
@@ -93,9 +104,8 @@ class HeadLoader:
             DataError: too much of the data is bad.
         """
         begin = time.monotonic()
-        first = self._consumed + self._mine.start
-        last = self._consumed + self._mine.stop
-        batch = pack([self._sample(position) for position in range(first, last)], pin_memory=self._pin_memory)
+        positions = range(self._consumed + self._mine.start, self._consumed + self._mine.stop)
+        batch = pack(self._samples(positions), pin_memory=self._pin_memory)
         self._consumed += self._micro_batch
         self._wait_s += time.monotonic() - begin
         return batch
@@ -120,25 +130,57 @@ class HeadLoader:
         self._consumed = state["consumed"]
 
     def close(self) -> None:
-        """End the worker processes; `next` would start new ones."""
+        """End the worker processes and give back the decoder's memory; `next` would start anew."""
         if self._pool is not None:
             self._pool.close()
         self._pool = None
+        if self._decoder is not None:
+            self._decoder.close()
 
-    def _sample(self, position: int) -> Sample:
+    def _samples(self, positions: Sequence[int]) -> list[Sample]:
+        """The samples at some positions. What only turns out to be bad here is replaced as if a worker had found it."""
+        fetched = {position: self._take(position) for position in positions}
+        patches: dict[int, np.ndarray | torch.Tensor] = {}
+        while missing := [position for position in positions if position not in patches]:
+            for position, found in zip(missing, self._decode([fetched[p].view for p in missing]), strict=True):
+                if isinstance(found, BadSample):
+                    fetched[position] = self._replace(position, fetched[position], found)
+                else:
+                    patches[position] = found
+        return [
+            Sample(
+                patches=patches[position],
+                positions=one.view.positions,
+                labels=one.labels,
+                sample_id=one.sample_id,
+            )
+            for position, one in fetched.items()
+        ]
+
+    def _decode(self, views: Sequence[View | Encoded]) -> Sequence[np.ndarray | torch.Tensor | BadSample]:
+        if self._decoder is not None:
+            return self._decoder.decode(views)
+        return [view.patches for view in views if isinstance(view, View)]
+
+    def _take(self, position: int) -> Fetched:
         fetched = self._fetch(position)
-        self._account(fetched.bad)
+        self._taken += 1
+        return self._checked(fetched, fetched.bad)
+
+    def _replace(self, position: int, fetched: Fetched, reason: BadSample) -> Fetched:
+        reasons = [record.reason for record in fetched.bad]
+        again = self._dataset.fetch(position, (*reasons, str(reason)))
+        return self._checked(again, again.bad[len(reasons) :])
+
+    def _checked(self, fetched: Fetched | Exhausted, bad: tuple[BadRecord, ...]) -> Fetched:
+        """Account for bad samples; stop where there is no good one."""
+        self._account(bad)
         if isinstance(fetched, Exhausted):
             raise DataError(
                 f"{MAX_ATTEMPTS} samples in a row could not be used in head {self._head.name!r}; they are listed in "
                 f"{self._bad_log.path}; check heads.{self._head.name}.source"
             )
-        return Sample(
-            patches=fetched.view.patches,
-            positions=fetched.view.positions,
-            labels=fetched.labels,
-            sample_id=fetched.sample_id,
-        )
+        return fetched
 
     def _fetch(self, position: int) -> Fetched | Exhausted:
         if self._data.workers == 0:
@@ -167,7 +209,6 @@ class HeadLoader:
         """Name bad samples, and stop where there are too many of them."""
         for record in bad:
             self._bad_log.add(record)
-        self._taken += 1
         self._bad += len(bad)
         limit = self._data.max_bad_share
         if self._taken >= BUDGET_AFTER and self._bad > limit * self._taken:

@@ -102,6 +102,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream on which torch queues work for a GPU; a CPU has none."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
 class PhaseTimer:
     """Time of the phases of a step: on a GPU by CUDA events, for which the host never waits, on a CPU by the clock.
 

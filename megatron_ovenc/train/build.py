@@ -88,7 +88,7 @@ def build_sources(config: RunConfig, topology: Topology) -> dict[str, BatchSourc
             data_rank=topology.data_rank,
             data_size=topology.data,
             bad_log=log,
-            pin_memory=topology.device.type == "cuda",
+            device=topology.device,
         )
         for head in config.heads
     }

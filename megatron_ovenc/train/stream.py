@@ -17,7 +17,8 @@ from megatron_ovenc.train.state import BatchSource
 class BatchStream:
     """Hands a source's micro-batches to all tensor ranks of a data rank.
 
-    Host tensors over the tensor group's gloo: the ranks share a node, and a clip is about a megabyte.
+    Host tensors go over the tensor group's gloo: the ranks share a node, and a clip is about a megabyte. Patches that were
+    decoded on the GPU go from there, over its NCCL.
     """
 
     source: BatchSource
@@ -45,7 +46,7 @@ class BatchStream:
         header: list[Any] = [None]
         if batch is not None:
             tensors = (batch.patches, batch.positions, batch.cu_seqlens, batch.labels)
-            header = [([(t.shape, t.dtype) for t in tensors], batch.sample_ids)]
+            header = [([(t.shape, t.dtype, t.device.type) for t in tensors], batch.sample_ids)]
         elif failure is not None:
             header = [f"{type(failure).__name__}: {failure}"]
         # Within the TENSOR group: its ranks compute the same samples.
@@ -54,12 +55,18 @@ class BatchStream:
             raise failure
         if isinstance(header[0], str):
             raise RuntimeError(f"data rank {self.topology.data_rank} cannot load: {header[0]}")
-        shapes, sample_ids = header[0]
-        pin = self.topology.device.type == "cuda"
-        received = tensors if batch is not None else tuple(torch.empty(s, dtype=d, pin_memory=pin) for s, d in shapes)
+        kinds, sample_ids = header[0]
+        received = tensors if batch is not None else tuple(self._empty(*kind) for kind in kinds)
         for tensor in received:
             dist.broadcast(tensor, group=group, group_src=0)
         patches, positions, cu_seqlens, labels = received
         return PatchBatch(
             patches=patches, positions=positions, cu_seqlens=cu_seqlens, labels=labels, sample_ids=sample_ids
         )
+
+    def _empty(self, shape: torch.Size, dtype: torch.dtype, where: str) -> torch.Tensor:
+        """A tensor on this rank's device, or on the host, ready to go there."""
+        device = self.topology.device
+        if where != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")

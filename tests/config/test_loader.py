@@ -108,6 +108,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("heads.video.source.modes.frames=0.5", 1, "they sum to 1.5"),
         ("heads.video.source.resize=native", 1, "heads.video.source.resize=native is for pictures"),
         ("heads.video.source.decoder=dali", 1, "heads.video.source.decoder=dali is for pictures"),
+        ("heads.video.source.decoder=dali_gpu", 1, "heads.video.source.decoder=dali_gpu is for pictures"),
         ("heads.video.source.tokens=20000", 1, "between 1 and the 16384 patches"),
         ("schedule.warmup_steps=11", 1, "schedule.warmup_steps=11"),
         ("train.hang_timeout_s=120", 1, "train.hang_timeout_s=120 must lie above data.sample_timeout_s=120"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from megatron_ovenc.config.tree import DataConfig, HeadConfig
 from megatron_ovenc.data.errors import BadSampleLog
-from megatron_ovenc.data.loader import HeadLoader
+from megatron_ovenc.data.loader import CPU, HeadLoader
 from tests.data.samples import (
     loading,
 )
@@ -22,7 +24,7 @@ def loader(
     ranks: int = 1,
     accumulation: int = 2,
     consumed: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
 ):
     return HeadLoader(
         head,
@@ -34,7 +36,7 @@ def loader(
         data_size=ranks,
         bad_log=BadSampleLog(log),
         consumed=consumed,
-        pin_memory=pin_memory,
+        device=device,
     )
 
 

@@ -42,11 +42,12 @@ def test_wrong_settings_name_their_key(images, changes, message):
         check_source(clip_head(images, **changes), patch_size=14)
 
 
-def test_dali_must_be_installed_where_it_is_asked_for(images, monkeypatch):
+@pytest.mark.parametrize("decoder", ["dali", "dali_gpu"])
+def test_dali_must_be_installed_where_it_is_asked_for(images, monkeypatch, decoder):
     monkeypatch.setattr(check.dali, "installed", lambda: False)
     head = image_head(images)
-    with pytest.raises(ValueError, match=r"source\.decoder is dali, which is not installed; pip install"):
-        check_source(replace(head, source=replace(head.source, decoder="dali")), patch_size=14)
+    with pytest.raises(ValueError, match=rf"source\.decoder is {decoder}, but DALI is not installed; pip install"):
+        check_source(replace(head, source=replace(head.source, decoder=decoder)), patch_size=14)
 
 
 def test_settings_of_clips_do_not_matter_to_images(images):

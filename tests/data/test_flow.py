@@ -200,13 +200,13 @@ def test_clips_arrive_in_batches_without_a_copy_of_their_own(tmp_path: Path, mon
         return made
 
     monkeypatch.setattr("megatron_ovenc.data.batch.torch.empty", recorded)
-    for pin_memory in (True, False):
+    for device, pinned in ((torch.device("cuda", 0), True), (torch.device("cpu"), False)):
         asked.clear()
-        one = loader(head, log, pin_memory=pin_memory)
+        one = loader(head, log, device=device)
         batches = [one.next() for _ in range(2)]
         assert [fingerprints(batch) for batch in batches] == expected
         for batch in batches:
-            assert [asked[t.data_ptr()] for t in (batch.patches, batch.positions, batch.labels)] == [pin_memory] * 3
+            assert [asked[t.data_ptr()] for t in (batch.patches, batch.positions, batch.labels)] == [pinned] * 3
     assert records(log) == []
 
 
