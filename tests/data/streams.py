@@ -44,17 +44,24 @@ def fingerprints(batch) -> list[tuple]:
     """Everything about each sample of a batch."""
     ends = batch.cu_seqlens.tolist()
     return [
-        (name, tuple(labels), batch.positions[a:b].numpy().tobytes(), batch.patches[a:b].numpy().tobytes())
+        (name, tuple(labels), batch.positions[a:b].numpy().tobytes(), batch.patches[a:b].cpu().numpy().tobytes())
         for name, labels, a, b in zip(batch.sample_ids, batch.labels.tolist(), ends, ends[1:], strict=False)
     ]
 
 
 def stream(
-    head: HeadConfig, log: Path, micro_batches: int, *, ranks: int = 1, workers: int = 0, consumed: int = 0
+    head: HeadConfig,
+    log: Path,
+    micro_batches: int,
+    *,
+    ranks: int = 1,
+    workers: int = 0,
+    consumed: int = 0,
+    device: torch.device = CPU,
 ) -> list[list[tuple]]:
     """Micro-batches over all ranks."""
     loaders = [
-        loader(head, log, data=loading(workers=workers), rank=rank, ranks=ranks, consumed=consumed)
+        loader(head, log, data=loading(workers=workers), rank=rank, ranks=ranks, consumed=consumed, device=device)
         for rank in range(ranks)
     ]
     try:
