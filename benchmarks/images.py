@@ -1,10 +1,11 @@
-"""Photographs to training batches: DALI against Pillow, in the same worker processes, with the same crops and flips.
+"""Photographs to training batches: DALI against Pillow, in worker processes or a batch at a time, with the same crops and flips.
 
     OMP_NUM_THREADS=1 python -m benchmarks.images --write
 
 Packs JPEG photographs (of scikit-image) into a shard and loads them through the training loader, decoders in turn, several rounds;
-of each the fastest round counts. Photographs come as they are, up to 1411 pixels, and with a long side of 500, as ImageNet's are.
-Also measured: each decoder alone, in this process, by processor time, which other load on the machine disturbs less.
+of each the fastest round counts. `dali_gpu` decodes on the first GPU if there is one. Photographs come as they are, up to 1411
+pixels, and with a long side of 500, as ImageNet's are. Also measured: each decoder alone, in this process, by processor time, which
+other load on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -33,12 +35,14 @@ from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.loader import HeadLoader
 from megatron_ovenc.data.order import generator
 from megatron_ovenc.data.windows import Framing, square
+from megatron_ovenc.parallel.device import choose_device, device_name, synchronise
 from tools.demo_data import PHOTOGRAPHS, photograph
 from tools.inputs import Item
 from tools.make_shards import Packing, make_shards
 
 PAGE = Path("benchmarks/images.md")
 SIDE, BATCH, COPIES = 224, 64, 16
+LOADERS = ("pillow", "dali", "dali_gpu")
 DECODERS: dict[str, Callable[[bytes, Framing], np.ndarray]] = {"pillow": framed_pixels, "dali": dali_pixels}
 
 
@@ -67,29 +71,32 @@ def pack(contents: Sequence[bytes], folder: Path) -> str:
     return str(folder / "shards/*.tar")
 
 
-def loader_rate(shards: str, decoder: str, workers: int, folder: Path, seconds: float) -> float:
-    """Pictures a second that arrive in the training process."""
+def loader_rate(shards: str, decoder: str, workers: int, folder: Path, seconds: float, device: torch.device) -> float:
+    """Pictures a second that arrive as patches on the device."""
     source = SourceConfig(kind="image", shards=(shards,), size=SIDE)
     head = HeadConfig(
         name="images", global_batch_size=BATCH, bank=BankConfig(num_classes=100, positives=1), source=source
     )
     loader = HeadLoader(
         replace(head, source=replace(source, decoder=decoder)),  # type: ignore[arg-type]
-        DataConfig(workers=workers),
+        DataConfig(workers=workers, prefetch=BATCH),
         patch_size=14,
         seed=0,
         grad_accumulation=1,
         data_rank=0,
         data_size=1,
         bad_log=BadSampleLog(folder / "bad.jsonl"),
+        device=device,
     )
     try:
         loader.next()  # starts the processes and fills what they load ahead
-        loader.next()
+        loader.next().to(device)
+        synchronise(device)
         begin, batches = time.perf_counter(), 0
         while time.perf_counter() - begin < seconds:
-            loader.next()
+            loader.next().to(device)
             batches += 1
+        synchronise(device)
         return batches * BATCH / (time.perf_counter() - begin)
     finally:
         loader.close()
@@ -116,16 +123,17 @@ def difference(contents: Sequence[bytes]) -> float:
     return float(np.mean(apart))
 
 
-def measure(longest: int | None, workers: int, rounds: int, seconds: float) -> list[str]:
+def measure(longest: int | None, workers: int, rounds: int, seconds: float, device: torch.device) -> list[str]:
     """One row of the table."""
     contents = photographs(longest)
-    rates: dict[str, list[float]] = {name: [] for name in DECODERS}
+    rates: dict[str, list[float]] = {name: [] for name in LOADERS}
     times: dict[str, list[float]] = {name: [] for name in DECODERS}
     with tempfile.TemporaryDirectory() as folder:
         shards = pack(contents, Path(folder))
         for _ in range(rounds):
+            for name in LOADERS:
+                rates[name].append(loader_rate(shards, name, workers, Path(folder), seconds, device))
             for name in DECODERS:
-                rates[name].append(loader_rate(shards, name, workers, Path(folder), seconds))
                 times[name].append(decode_ms(contents * 4, name))
     best, least = {n: max(v) for n, v in rates.items()}, {n: min(v) for n, v in times.items()}
     sides = [max(Image.open(io.BytesIO(content)).size) for content in contents]
@@ -133,7 +141,9 @@ def measure(longest: int | None, workers: int, rounds: int, seconds: float) -> l
         f"{min(sides)} to {max(sides)}",
         f"{best['pillow']:.0f}",
         f"{best['dali']:.0f}",
+        f"{best['dali_gpu']:.0f}",
         f"{best['dali'] / best['pillow']:.2f}",
+        f"{best['dali_gpu'] / best['pillow']:.2f}",
         f"{least['pillow']:.2f}",
         f"{least['dali']:.2f}",
         f"{least['pillow'] / least['dali']:.2f}",
@@ -154,13 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not dali.installed():
         print("images: DALI is not installed; pip install 'megatron-ovenc[dali]'", file=sys.stderr)
         return 2
-    rows = [measure(longest, options.workers, options.rounds, options.seconds) for longest in (500, None)]
-    columns = ["long side, px", "Pillow, pictures/s", "DALI, pictures/s", "DALI / Pillow"]
+    device = choose_device("auto", 0)
+    rows = [measure(longest, options.workers, options.rounds, options.seconds, device) for longest in (500, None)]
+    columns = ["long side, px", "Pillow, pictures/s", "DALI, pictures/s", "batches, pictures/s"]
+    columns += ["DALI / Pillow", "batches / Pillow"]
     columns += ["Pillow, CPU ms", "DALI, CPU ms", "Pillow / DALI", "mean difference of 255"]
     lines = [columns, ["---"] * len(columns), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     text = (
-        f"`python -m benchmarks.images --write` on {machine()}; {options.workers} worker processes, "
+        f"`python -m benchmarks.images --write` on {machine()}; batches on {device_name(device)}; "
+        f"{options.workers} worker processes, "
         f"{len(PHOTOGRAPHS)} photographs, {SIDE} px, best of "
         f"{options.rounds} rounds in turn.\n\n{table}\n"
     )
