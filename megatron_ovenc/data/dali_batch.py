@@ -16,7 +16,7 @@ import torch
 
 from megatron_ovenc.data.dali import inputs, windows_of_files
 from megatron_ovenc.data.encoded import Encoded
-from megatron_ovenc.data.errors import BadSample
+from megatron_ovenc.data.errors import BadSample, unexpected
 from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.views import View, whole
 from megatron_ovenc.parallel.device import current_stream, to_device
@@ -67,7 +67,7 @@ class BatchDecoder:
         try:
             # On a GPU the patches belong to torch's stream: it waits for them, and their memory comes free in its order.
             (patches,) = self._pipeline.run(current_stream(self._device), **batch)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self._pipeline = None  # DALI declares a pipeline unusable after its first error
             if len(pictures) > 1:
                 return [one for picture in pictures for one in self._decoded([picture])]
@@ -81,11 +81,13 @@ class BatchDecoder:
         (rows, cols), side = picture.grid, self._patch_size
         return np.array([rows, side, cols, side, 3], np.int32)
 
-    def _decoded_by_pillow(self, picture: Encoded, error: RuntimeError) -> torch.Tensor | BadSample:
+    def _decoded_by_pillow(self, picture: Encoded, error: Exception) -> torch.Tensor | BadSample:
         try:
             pixels = framed_pixels(picture.content.tobytes(), lambda width, height: picture.window)
         except BadSample as bad:
             return bad
+        except Exception as defect:  # taken as a worker takes it
+            return BadSample(unexpected(defect))
         self._failures += 1
         if self._failures & (self._failures - 1) == 0:  # ever more rarely
             logger.warning(
