@@ -16,7 +16,7 @@ import torch
 
 from megatron_ovenc.data.dali import inputs, windows_of_files
 from megatron_ovenc.data.encoded import Encoded
-from megatron_ovenc.data.errors import BadSample
+from megatron_ovenc.data.errors import BadSample, unexpected
 from megatron_ovenc.data.images import framed_pixels
 from megatron_ovenc.data.views import View, whole
 from megatron_ovenc.parallel.device import current_stream, to_device
@@ -86,6 +86,8 @@ class BatchDecoder:
             pixels = framed_pixels(picture.content.tobytes(), lambda width, height: picture.window)
         except BadSample as bad:
             return bad
+        except Exception as defect:  # taken as a worker takes it
+            return BadSample(unexpected(defect))
         self._failures += 1
         if self._failures & (self._failures - 1) == 0:  # ever more rarely
             logger.warning(

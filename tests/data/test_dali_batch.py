@@ -164,6 +164,28 @@ def test_what_dali_alone_fails_on_is_pillow_s(
     assert records(log) == []
 
 
+class Small:
+    """A pipeline in whose memory there is room for two pictures."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def run(self, stream: None, **batch: list[np.ndarray]) -> Any:
+        if len(batch["file"]) > 2:
+            raise MemoryError("std::bad_alloc")
+        return self.pipeline.run(stream, **batch)
+
+
+def test_batches_for_which_memory_is_short_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = [jpeg(photograph().crop((9 * n, 0, 9 * n + 80, 60))) for n in range(5)]
+    views = [encoded.encoded(content, FRAMING, patch_size=14, sample_id="") for content in contents]
+    build = dali_batch._build
+    monkeypatch.setattr(dali_batch, "_build", lambda *options: Small(build(*options)))
+    found = BatchDecoder(patch_size=14, device=CPU, threads=1).decode([view for view in views if view is not None])
+    for content, one in zip(contents, found, strict=True):
+        assert (np.asarray(one) == whole(dali_pixels(content, FRAMING)[None], 14).patches).all()
+
+
 def dict_of(micro_batches: Sequence[Sequence[tuple]]) -> dict[str, tuple]:
     return {one[0]: one for batch in micro_batches for one in batch}
 
