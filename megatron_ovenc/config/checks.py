@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from megatron_ovenc.config.fp8_shapes import fp8_problems
+from megatron_ovenc.config.idle import idle_keys
 from megatron_ovenc.config.loader import ConfigError
 from megatron_ovenc.config.tree import LARGEST_LEARNED_SCALE, HeadConfig, RunConfig
 
@@ -21,6 +22,7 @@ def check(config: RunConfig, world_size: int) -> None:
         *_heads(config, world_size),
         *_bank_training(config),
         *_evaluation(config),
+        *idle_keys(config),
     ]
     if problems:
         raise ConfigError("the configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -90,7 +92,7 @@ def _training(config: RunConfig) -> Iterator[str]:
     if data.prefetch_mb < 0:
         yield f"data.prefetch_mb={data.prefetch_mb:g} must not be negative (0 sets no bound)"
     remote = any("://" in shards for head in config.heads for shards in head.source.shards)
-    longest = data.sample_timeout_s if remote else math.inf
+    longest = data.sample_timeout_s if remote and data.workers else math.inf
     if data.cache_gb <= 0 or not 0 <= data.remote_retry_s < longest:
         yield (
             f"data.cache_gb={data.cache_gb:g} must be positive, data.remote_retry_s={data.remote_retry_s:g} lie between 0 and "
@@ -112,7 +114,7 @@ def _faults(config: RunConfig) -> Iterator[str]:
         yield (
             f"train.spike.factor={train.spike.factor} must be positive, train.spike.window={train.spike.window} at least 10"
         )
-    if train.hang_timeout_s and train.hang_timeout_s <= config.data.sample_timeout_s:
+    if config.data.workers and 0 < train.hang_timeout_s <= config.data.sample_timeout_s:
         yield (
             f"train.hang_timeout_s={train.hang_timeout_s:g} must lie above data.sample_timeout_s={config.data.sample_timeout_s:g}, "
             "which a slow sample may take, or be 0, which never looks"
@@ -220,7 +222,8 @@ def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
     source, key = head.source, f"heads.{head.name}.source"
     if patch_size < 1:
         return  # told by _model
-    if source.size < patch_size or source.size % patch_size:
+    native = source.kind == "image" and source.resize == "native"
+    if not native and (source.size < patch_size or source.size % patch_size):
         yield f"{key}.size={source.size} must be a multiple of model.patch_size={patch_size}"
     if source.weights and (
         len(source.weights) != len(source.shards) or not all(0 < w < math.inf for w in source.weights)
@@ -229,7 +232,7 @@ def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
             f"{key}.weights={list(source.weights)} must be a positive number for each of the {len(source.shards)} entries of "
             f"{key}.shards"
         )
-    if source.kind == "image" and source.resize == "native" and source.tokens < 1:
+    if native and source.tokens < 1:
         yield f"{key}.tokens={source.tokens} must be at least 1: it is the budget of a picture with resize=native"
     if source.kind == "video" and source.resize == "native":
         yield f"{key}.resize=native is for pictures, but {key}.kind is video; leave it at square"
@@ -242,5 +245,5 @@ def _source(head: HeadConfig, patch_size: int) -> Iterator[str]:
         if not 1 <= source.num_frames <= source.clip_frames:
             yield f"{key}.num_frames={source.num_frames} must lie between 1 and clip_frames={source.clip_frames}"
         available = source.clip_frames * (source.size // patch_size) ** 2
-        if not 1 <= source.tokens <= available:
+        if source.modes.codec > 0 and not 1 <= source.tokens <= available:
             yield f"{key}.tokens={source.tokens} must lie between 1 and the {available} patches of a clip"

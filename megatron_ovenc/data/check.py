@@ -39,7 +39,8 @@ def check_source(head: HeadConfig, data: DataConfig | None = None, *, patch_size
         ValueError: what is wrong, and the key to change.
     """
     source, key = head.source, f"heads.{head.name}.source"
-    if source.size < patch_size or source.size % patch_size:
+    native = source.kind == "image" and source.resize == "native"
+    if not native and (source.size < patch_size or source.size % patch_size):
         raise ValueError(f"{key}.size is {source.size}; it must be a multiple of model.patch_size = {patch_size}")
     if source.decoder != "pillow" and not dali.installed():
         raise ValueError(
@@ -99,7 +100,7 @@ def _check_clips(source: SourceConfig, key: str, *, patches: int) -> None:
             f"{key}.num_frames is {source.num_frames}, more than clip_frames = {source.clip_frames}; lower num_frames"
         )
     available = source.clip_frames * patches
-    if source.tokens > available:
+    if source.modes.codec > 0 and source.tokens > available:
         raise ValueError(
             f"{key}.tokens is {source.tokens}, but {source.clip_frames} frames of {patches} patches have only {available}; "
             f"lower tokens"

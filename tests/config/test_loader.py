@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 import typing
 from pathlib import Path
 
@@ -30,6 +31,7 @@ heads:
     source: {kind: video, shards: [b.tar], modes: {codec: 1, frames: 0, collage: 0}}
 train: {steps: 10}
 """
+NO_CODEC = "heads.video.source.modes={codec: 0, frames: 1, collage: 0}"
 
 
 def config_classes() -> list[type]:
@@ -116,13 +118,29 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("train.hang_timeout_s=0", 1, None),
         ("data.prefetch_mb=-1", 1, "data.prefetch_mb=-1 must not be negative"),
         ("data.prefetch_mb=0", 1, None),
+        ("heads.image.source.num_frames=4", 1, "heads.image.source.num_frames has no effect with .*kind=image"),
+        ("heads.image.source.clip_frames=4", 1, "heads.image.source.clip_frames has no effect"),
+        ("heads.image.source.i_frames=free", 1, "heads.image.source.i_frames has no effect"),
+        ("heads.image.source.modes={codec: 1, frames: 0, collage: 0}", 1, "heads.image.source.modes has no effect"),
+        ("heads.image.source.tokens=64", 1, "heads.image.source.tokens has no effect with .*resize=square"),
+        ("heads.image.source.tokens=64 heads.image.source.resize=native heads.image.source.size=9", 1, None),
+        (f"heads.video.source.tokens=64 {NO_CODEC}", 1, "heads.video.source.tokens has no effect with .*modes.codec=0"),
+        (f"heads.video.source.i_frames=free {NO_CODEC}", 1, "heads.video.source.i_frames has no effect"),
+        (f"heads.video.source.size=28 heads.video.source.clip_frames=16 {NO_CODEC}", 1, None),
+        ("data.cache_gb=9", 1, "data.cache_gb has no effect with no data.cache_dir"),
+        ("data.cache_gb=9 data.cache_dir=x", 1, None),
+        ("data.workers=0", 1, None),
+        ("data.workers=0 data.prefetch=9", 1, "data.prefetch has no effect with data.workers=0"),
+        ("data.workers=0 data.prefetch_mb=9", 1, "data.prefetch_mb has no effect with data.workers=0"),
+        ("data.workers=0 data.sample_timeout_s=9", 1, "data.sample_timeout_s has no effect with data.workers=0"),
+        ("data.workers=0 train.hang_timeout_s=9", 1, None),
         ("train.spike.window=9", 1, "train.spike.window=9 at least 10"),
         ("checkpoint.keep_every=-1", 1, "checkpoint.keep_every=-1 must not be negative"),
         ("heads.image.bank.sample_rate=0", 1, "sample_rate=0.0 must lie in"),
     ],
 )
 def test_checks_name_the_key(override: str, world: int, message: str | None) -> None:
-    overrides = [override] if "tensor=4" not in override else [override, "model.ffn_size=256"]
+    overrides = re.split(r" (?=\w+\.)", override) if "tensor=4" not in override else [override, "model.ffn_size=256"]
     if override == "model.ffn_size=255":
         overrides.append("parallel.tensor=2")
     if message is None:

@@ -55,6 +55,12 @@ def test_settings_of_clips_do_not_matter_to_images(images):
     check_source(replace(head, source=replace(head.source, tokens=10**9)), patch_size=14)
 
 
+def test_what_a_source_never_reads_is_not_judged(images):
+    head = image_head(images)
+    check_source(replace(head, source=replace(head.source, resize="native", size=9)), patch_size=14)
+    check_source(clip_head(images, tokens=65, modes=ModesConfig(codec=0, frames=1, collage=0)), patch_size=14)
+
+
 @pytest.mark.parametrize("looked_at", [10**6, 100])
 def test_a_bank_smaller_than_the_labels_is_a_wrong_setting(images, monkeypatch, looked_at):
     monkeypatch.setattr(check, "LABELS_CHECKED", looked_at)

@@ -86,7 +86,7 @@ heads:
     source: {{kind: image, shards: ["{tmp_path}/images-*.tar"], size: 28}}
 train: {{steps: 1000, hang_timeout_s: 4}}
 parallel: {{device: cpu}}
-data: {{workers: 0, sample_timeout_s: 2}}
+data: {{workers: 0}}
 checkpoint: {{every: 1}}
 log: {{tensorboard: false, bank_every: 0}}
 """)
