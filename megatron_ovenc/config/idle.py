@@ -20,9 +20,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
 
 
 def _loading(data: DataConfig) -> Iterator[str]:
-    if data.workers == 0:
-        keys = ("prefetch", "prefetch_mb", "sample_timeout_s")
-        yield from _named(data, "data", keys, "data.workers=0, which loads each sample when it is needed")
+    # Not what is for workers where there are none: they are switched off for a moment, to look for a defect.
     if data.cache_dir is None:
         yield from _named(data, "data", ("cache_gb",), "no data.cache_dir, the folder that it bounds")
 
