@@ -6,7 +6,10 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+
+_KEYS = ("path", "labels", "visidx")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ def read_inputs(source: Path, extensions: Sequence[str]) -> tuple[list[Item], li
 
 def _read_folder(folder: Path, suffixes: set[str]) -> tuple[list[Item], list[str]]:
     loose = _files(folder.glob("*"), suffixes)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if loose and classes:
         raise ValueError(
             f"--input {folder} holds both files ({loose[0].name}, ...) and class folders ({classes[0]}, ...)"
@@ -57,11 +60,12 @@ def _read_folder(folder: Path, suffixes: set[str]) -> tuple[list[Item], list[str
 
 
 def _files(paths: Iterable[Path], suffixes: set[str]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
+    named = (path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return sorted(path for path in named if path.is_file())
 
 
 def _read_csv(source: Path) -> list[Item]:
-    with source.open(newline="", encoding="utf-8") as file:
+    with source.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark before the first line
         rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
     return [
         Item(path=source.parent / row[0], labels=_labels([text for text in row[1:] if text.strip()], source, number))
@@ -71,11 +75,13 @@ def _read_csv(source: Path) -> list[Item]:
 
 def _read_jsonl(source: Path) -> list[Item]:
     items = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
+            if misspelt := [key for key in entry if key not in _KEYS and get_close_matches(key, _KEYS)]:
+                raise KeyError(f"{misspelt[0]!r} is no key, {get_close_matches(misspelt[0], _KEYS)[0]!r} is")
             path, labels = entry["path"], entry.get("labels", [])
             items.append(Item(path=source.parent / path, labels=_labels(labels, source, number)))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

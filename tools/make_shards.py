@@ -13,9 +13,11 @@ with paths relative to the list. In the output:
 
 Clips get a sidecar of their saliency on the patch grid of `--size` and `--patch-size`; runs with the same grid and number of
 frames use it, others compute their own. Inputs that cannot be read to their end are named, counted and left out.
-An interrupted call goes on when repeated: shards that have an index are complete, and kept.
+Of a folder, files count whose names end as pictures' or clips' do, and names that begin with a dot do not.
+An interrupted call goes on when repeated: shards that are as long as their index says are complete, and kept.
 
-Exit code: 0 all packed; 3 packed, but some inputs could not be read; 2 nothing done, because of a wrong argument or list.
+Exit code: 0 all packed; 3 packed, but some inputs could not be read; 2 nothing done, because of a wrong argument or list; 1 the
+output cannot be written.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from tools.files import write_whole
 from tools.inputs import Item, read_inputs
 from tools.processes import map_isolated
 
+EXIT_CANNOT_WRITE = 1
 EXIT_WRONG_ARGUMENTS = 2
 EXIT_UNREADABLE = 3
 MANIFEST = "make_shards.json"
@@ -105,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return EXIT_WRONG_ARGUMENTS
+    except OSError as error:
+        console.print(
+            f"error: {error}; mend that and repeat the call, which goes on from here", style="red", markup=False
+        )
+        return EXIT_CANNOT_WRITE
     if classes:
         write_whole(options.output / "classes.json", json.dumps(classes, indent=2).encode())
     for one in left_out:
@@ -129,7 +137,7 @@ def make_shards(
         ValueError: no inputs, or an output that was begun with others or with other settings.
     """
     if not items:
-        raise ValueError("the input names no file to pack")
+        raise ValueError(f"the input names no file to pack as --kind {packing.kind}")
     _claim(output, items, packing)
     width = max(1, *(len(item.labels) for item in items))
     left_out: list[LeftOut] = []
@@ -139,7 +147,7 @@ def make_shards(
             part = items[start : start + packing.samples_per_shard]
             tar = output / f"shard-{number:06d}.tar"
             keys = [_key(place, item.path) for place, item in enumerate(part, start)]
-            if os.path.exists(index_path(tar)):
+            if _is_complete(tar):
                 left_out += _left_out_before(tar, keys, part)
                 progress.advance(task, len(part))
                 continue
@@ -195,6 +203,11 @@ def _write_shard(
     np.save(array, np.array(labels, np.int64).reshape(-1, width))
     write_whole(Path(labels_path(tar)), array.getvalue())
     write_whole(Path(index_path(tar)), index.dumps().encode())
+
+
+def _is_complete(tar: Path) -> bool:
+    """Whether a shard is as long as its index says; one that was cut off is made anew."""
+    return os.path.exists(index_path(tar)) and tar.exists() and tar.stat().st_size == read_index(str(tar)).tar_size
 
 
 def _counted(values: Iterable[T], advance: Callable[[], None]) -> Iterator[T]:

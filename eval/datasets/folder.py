@@ -17,7 +17,8 @@ _EXTENSIONS: dict[Kind, tuple[str, ...]] = {"video": VIDEO_EXTENSIONS, "image": 
 
 
 def read_folder(folder: Path, kind: Kind = "video") -> Dataset:
-    """The data set in a folder of classes, both sorted by name; directories without samples are no classes.
+    """The data set in a folder of classes, both sorted by name; directories without samples are no classes, and
+    names that begin with a dot do not count.
 
     Raises:
         ValueError: not a directory, or no sample in any of its sub-directories.
@@ -25,7 +26,8 @@ def read_folder(folder: Path, kind: Kind = "video") -> Dataset:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a directory; give a folder that has one sub-folder a class")
     extensions = _EXTENSIONS[kind]
-    found = {child.name: _files_below(child, extensions) for child in sorted(folder.iterdir()) if child.is_dir()}
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    found = {child.name: _files_below(child, extensions) for child in children}
     classes = tuple(name for name, paths in found.items() if paths)
     if not classes:
         raise ValueError(
@@ -83,4 +85,5 @@ def _list_entry(line: str, source: Path) -> tuple[str, int]:
 
 
 def _files_below(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower()[1:] in extensions and path.is_file())
+    named = (path for path in folder.rglob("*") if path.suffix.lower()[1:] in extensions)
+    return sorted(path for path in named if not path.name.startswith(".") and path.is_file())

@@ -81,6 +81,7 @@ def _check_samples(shards: ShardSet, head: HeadConfig, key: str, patch_size: int
     for number in numbers:
         try:
             raw = shards.read(number)
+            dataset.content(raw)
             if head.source.kind == "video" and head.source.modes.codec > 0:
                 dataset.selection(raw)
         except BadSample as error:

@@ -131,7 +131,7 @@ class HeadDataset:
         if source.kind == "image":
             return self._picture(raw, None if source.augment is False else rng)
         clip = Clip(
-            _member(raw, VIDEO_EXTENSIONS),
+            self.content(raw),
             raw.members.get(SIDECAR_EXTENSION),
             source,
             self._patch_size,
@@ -146,7 +146,7 @@ class HeadDataset:
                 return clip.collage_view(rng)
 
     def _picture(self, raw: RawSample, rng: np.random.Generator | None) -> View | Encoded:
-        source, content = self._head.source, _member(raw, IMAGE_EXTENSIONS)
+        source, content = self._head.source, self.content(raw)
         framing = image_framing(source, self._patch_size, rng)
         if source.decoder == "dali_gpu":
             picture = encoded(content, framing, patch_size=self._patch_size, sample_id=raw.sample_id)
@@ -154,6 +154,14 @@ class HeadDataset:
                 return picture
         decode = dali_pixels if source.decoder == "dali" else framed_pixels
         return whole(decode(content, framing)[None], self._patch_size)
+
+    def content(self, raw: RawSample) -> bytes:
+        """The picture or clip among a sample's files.
+
+        Raises:
+            BadSample: there is none of the head's kind.
+        """
+        return _member(raw, VIDEO_EXTENSIONS if self._head.source.kind == "video" else IMAGE_EXTENSIONS)
 
     def selection(self, raw: RawSample) -> np.ndarray | None:
         """Positions int32 [tokens, 3] that a clip's `visidx.npy` selects, if it has one.

@@ -19,9 +19,20 @@ def images(tmp_path) -> str:
     return write_images(tmp_path, shards=2, samples=10)
 
 
-def test_a_sound_source_passes(images):
+def test_a_sound_source_passes(images, tmp_path):
     assert len(check_source(image_head(images), patch_size=14)) == 20
-    assert len(check_source(clip_head(images), patch_size=14)) == 20
+    write_shard(tmp_path / "clips.tar", [{"mp4": b"any"}] * 3, np.arange(3)[:, None])
+    assert len(check_source(clip_head(str(tmp_path / "clips.tar")), patch_size=14)) == 3
+
+
+def test_pictures_are_no_clips_nor_clips_pictures(images, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"none of the \d+ samples looked at can be used.*it has none of \.mp4.*only \.png"
+    ):
+        check_source(clip_head(images), patch_size=14)
+    write_shard(tmp_path / "clips.tar", [{"mp4": b"any"}] * 3, np.arange(3)[:, None])
+    with pytest.raises(ValueError, match=r"it has none of \.jpg.*only \.mp4"):
+        check_source(image_head(str(tmp_path / "clips.tar")), patch_size=14)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +66,12 @@ def test_settings_of_clips_do_not_matter_to_images(images):
     check_source(replace(head, source=replace(head.source, tokens=10**9)), patch_size=14)
 
 
-def test_what_a_source_never_reads_is_not_judged(images):
+def test_what_a_source_never_reads_is_not_judged(images, tmp_path):
+    write_shard(tmp_path / "clips.tar", [{"mp4": b"any"}], np.zeros((1, 1), np.int64))
+    clips = str(tmp_path / "clips.tar")
     head = image_head(images)
     check_source(replace(head, source=replace(head.source, resize="native", size=9)), patch_size=14)
-    check_source(clip_head(images, tokens=65, modes=ModesConfig(codec=0, frames=1, collage=0)), patch_size=14)
+    check_source(clip_head(clips, tokens=65, modes=ModesConfig(codec=0, frames=1, collage=0)), patch_size=14)
 
 
 @pytest.mark.parametrize("looked_at", [10**6, 100])

@@ -135,7 +135,7 @@ def test_what_is_missing_or_does_not_fit_is_named(folder):
     index.write_text(good_index[:-20])
     refused(r"is not a shard index")
     index.unlink()
-    refused(r"s-1\.tar has no index .* make shards with tools\.make_shards")
+    refused(r"s-1\.tar has no index .* tools\.index_shards writes it")
     index.write_text(good_index)
 
     os.truncate(tar, tar.stat().st_size - 512)

@@ -20,7 +20,7 @@ from tests.data.poison import kill_at
 from tests.data.samples import clip_bytes, clip_head, coded_frames, image_bytes
 from tools import make_shards
 from tools.inputs import Item
-from tools.make_shards import EXIT_UNREADABLE, EXIT_WRONG_ARGUMENTS, LeftOut, main
+from tools.make_shards import EXIT_CANNOT_WRITE, EXIT_UNREADABLE, EXIT_WRONG_ARGUMENTS, LeftOut, main
 from tools.processes import map_isolated
 
 
@@ -216,3 +216,41 @@ def test_the_command_line_works_with_processes_and_gives_the_same_bytes(clips, t
     assert done.returncode == EXIT_UNREADABLE, done.stderr
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_a_shard_that_was_cut_off_is_made_anew(pictures):
+    output = pictures / "out"
+    assert run(pictures / "0.png", output, "image") == EXIT_WRONG_ARGUMENTS  # neither a folder nor a list
+    (pictures / "list.csv").write_text("".join(f"{number}.png,{number}\n" for number in range(5)))
+    assert run(pictures / "list.csv", output, "image", "--samples-per-shard", "3") == 0
+    whole = [(path, path.read_bytes()) for path in sorted(output.glob("*.tar"))]
+    os.truncate(whole[0][0], 1000)
+    whole[1][0].unlink()
+    assert run(pictures / "list.csv", output, "image", "--samples-per-shard", "3") == 0
+    assert [(path, path.read_bytes()) for path in sorted(output.glob("*.tar"))] == whole
+
+
+def test_names_that_begin_with_a_dot_do_not_count(pictures, tmp_path):
+    source = tmp_path / "classes"
+    for name in ("a/1.png", "b/2.png", "b/._2.png", ".ipynb_checkpoints/3.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((pictures / "1.png").read_bytes())
+    assert run(source, tmp_path / "out", "image") == 0
+    assert json.loads((tmp_path / "out/classes.json").read_text()) == ["a", "b"]
+    assert [sample.labels.tolist() for sample in packed(tmp_path / "out")] == [[0], [1]]
+
+
+def test_lists_of_spreadsheets_and_misspelt_keys(pictures, capsys):
+    (pictures / "list.csv").write_text("0.png,4\n", encoding="utf-8-sig")
+    assert run(pictures / "list.csv", pictures / "out", "image") == 0
+    (pictures / "list.jsonl").write_text('{"path": "0.png", "label": [4], "caption": "a cat"}\n')
+    assert run(pictures / "list.jsonl", pictures / "other", "image") == EXIT_WRONG_ARGUMENTS
+    assert "'label' is no key, 'labels' is" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named(pictures, capsys):
+    (pictures / "list.csv").write_text("0.png\n")
+    (pictures / "file").write_text("in the way")
+    assert run(pictures / "list.csv", pictures / "file", "image") == EXIT_CANNOT_WRITE
+    assert "in the way" not in capsys.readouterr().err
+    assert (pictures / "file").read_text() == "in the way"

@@ -11,6 +11,7 @@ the list (`storage.labels`). As in the reference, a `k4096.visidx.npy` in a `.tx
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import mmap
@@ -106,7 +107,7 @@ class _Lines:
     def __getitem__(self, number: int) -> bytes:
         place, line = divmod(number, STRIDE)
         found: bytes = self._content[self._starts[place] : self._starts[place + 1]].split(b"\n")[line]
-        return found
+        return found.removeprefix(codecs.BOM_UTF8) if number == 0 else found  # spreadsheets begin with such a mark
 
 
 def _parser(path: str) -> Callable[[bytes], Line]:

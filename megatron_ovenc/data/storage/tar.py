@@ -60,7 +60,7 @@ class TarReader:
         if content.size != index.tar_size:
             raise ValueError(
                 f"shard {path} has {content.size} bytes, but its index {index_path(path)} was made for {index.tar_size}: one "
-                f"of them is stale or cut off; copy both again or make the shard anew with tools.make_shards"
+                f"of them is stale or cut off; copy both again, or repeat the call that made them"
             )
         count = len(index.keys)
         labels = find_labels(path, count, storage)
@@ -161,7 +161,7 @@ def load_index(tar: str, local: str) -> ShardIndex:
 
 
 def _no_index(tar: str) -> ValueError:
-    return ValueError(f"shard {tar} has no index {index_path(tar)}; make shards with tools.make_shards")
+    return ValueError(f"shard {tar} has no index {index_path(tar)}; python -m tools.index_shards writes it")
 
 
 def _entry(values: Any) -> Entry:

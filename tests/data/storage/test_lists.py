@@ -64,6 +64,14 @@ def test_formats_of_lists_say_the_same(tmp_path):
     assert opened(tmp_path / "l.csv").read(1).labels.tolist() == [9]
 
 
+@pytest.mark.parametrize(("name", "line"), [("l.csv", "a.png,7\n"), ("l.jsonl", '{"path": "a.png", "labels": [7]}\n')])
+def test_the_mark_that_spreadsheets_write_before_a_list_is_no_part_of_it(tmp_path, name, line):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / name).write_text(2 * line, encoding="utf-8-sig")
+    found = opened(tmp_path / name)
+    assert [found.read(n).members["png"] for n in range(len(found))] == [b"picture"] * 2
+
+
 def test_the_selected_patches_are_what_is_seen(tmp_path):
     head = clip_head(str(write_clips(tmp_path, 4)), batch=4, modes=ONLY_CODEC)
     check_source(head, patch_size=14)
