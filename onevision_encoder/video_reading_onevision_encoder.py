@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .video_pixels_onevision_encoder import resized
+
 Source: TypeAlias = "str | os.PathLike[str]"
 Size: TypeAlias = tuple[int, int]
 """(H, W) that frames are stretched to."""
@@ -34,8 +36,8 @@ def uniform_frames(source: Source, count: int, size: Size, virtual_frames: int) 
     total = sum(1 for _ in _decode(source))
     indices = (2 * np.arange(count) + 1) * (total - 1) // (2 * count)
     distinct, places = np.unique(indices, return_inverse=True)
-    chosen, resize = set(distinct.tolist()), _resizer(size)
-    pixels = [resize(frame) for index, frame in enumerate(_decode(source)) if index in chosen]
+    chosen = set(distinct.tolist())
+    pixels = [resized(frame, size) for index, frame in enumerate(_decode(source)) if index in chosen]
     times = np.rint(indices / max(total - 1, 1) * (virtual_frames - 1)).astype(np.int64)
     return np.stack(pixels)[places], times
 
@@ -54,13 +56,13 @@ def codec_patches(
     """
     codec = _need("codec", "codec-selected patches", 'megatron-ovenc, or pass sampling="uniform"')
     indices = codec.frame_indices(codec.frame_count(source), virtual_frames)
-    chosen, resize = set(indices.tolist()), _resizer(size)
+    chosen = set(indices.tolist())
     frames = []
 
     def signals() -> Iterator[Any]:
         for frame, found in codec.decode(source):
             if found.index in chosen:
-                frames.append(resize(frame))
+                frames.append(resized(frame, size))
             yield found
 
     sampled = codec.sample(signals(), indices)
@@ -82,7 +84,7 @@ def _decode(source: Source) -> Iterator[Any]:
     count = 0
     try:
         with av.open(os.fspath(source)) as container:
-            stream = next(iter(container.streams.video), None)
+            stream = container.streams.best("video")
             if stream is None or stream.codec_context is None:
                 raise ValueError(f"{os.fspath(source)}: there is no video stream in this file that FFmpeg can decode")
             # Results must not depend on the number of cores.
@@ -97,19 +99,6 @@ def _decode(source: Source) -> Iterator[Any]:
         raise ValueError(f"{os.fspath(source)}: cannot be decoded past frame {count}: {error.strerror}") from error
     if count == 0 or count < promised:
         raise ValueError(f"{os.fspath(source)}: truncated after {count} of {max(promised, 1)} frames")
-
-
-def _resizer(size: Size) -> Any:
-    """A function from a decoded frame to uint8 [H, W, 3]; the filters are set up once a clip, not once a frame."""
-    av = _need("av", "reading a video file", "av")
-    reformatter, bicubic = av.video.reformatter.VideoReformatter(), av.video.reformatter.Interpolation.BICUBIC
-    height, width = size
-
-    def resize(frame: Any) -> np.ndarray:
-        resized = reformatter.reformat(frame, width, height, "rgb24", interpolation=bicubic, threads=1)
-        return resized.to_ndarray()
-
-    return resize
 
 
 def _need(module: str, purpose: str, install: str) -> Any:
