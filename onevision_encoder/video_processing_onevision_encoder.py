@@ -19,6 +19,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from .video_pixels_onevision_encoder import resized  # noqa: F401  transformers 4 copies only files that this one names
 from .video_reading_onevision_encoder import codec_patches, uniform_frames
 
 SAMPLINGS = ("codec", "uniform")
