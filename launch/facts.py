@@ -22,6 +22,7 @@ PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "saf
 OPTIONAL_PACKAGES = (
     *("transformer-engine", "flash-attn", "triton"),
     *("nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+    "aiohttp",  # shards from a web server
 )
 """The same, but a run may do without."""
 CODE = ("megatron_ovenc", "onevision_encoder", "codec", "launch", "eval")
