@@ -42,7 +42,7 @@ test-multinode-all: $(VENV)/installed
 	$(RUN) $(MULTINODE) -m multinode --fault-table benchmarks/faults.md
 
 # Clips and pictures against the usual loaders, the concept bank against the reference's algorithm: each with its opponents in one run,
-# ten minutes in all. Needs about 15 GB and the machine to itself. Peers that are not installed are named and left out:
+# about ten minutes by the sum of its parts. Needs about 15 GB and the machine to itself. Peers that are not installed are named and left out:
 # pip install decord2 torchcodec nvidia-dali-cuda130. Other tables have commands of their own, on their pages under benchmarks/.
 bench: $(VENV)/installed
 	$(RUN) python -m benchmarks.data

@@ -25,7 +25,7 @@ except ImportError:  # a checkout that was never built
     _cut = None  # type: ignore[assignment]
 
 _SHIFTS = {
-    "gray": None,
+    "gray": (0, 0),
     "yuv420p": (1, 1),
     "yuvj420p": (1, 1),
     "yuv422p": (1, 0),
@@ -122,7 +122,7 @@ class Cutter:
         left, top, right, bottom = self._appearance.box or (0.0, 0.0, float(frame.width), float(frame.height))
         if self._appearance.flip:
             left, right = right, left
-        shifts = _SHIFTS[frame.format.name] or (0, 0)
+        shifts = _SHIFTS[frame.format.name]
         chroma = (left / 2 ** shifts[0], top / 2 ** shifts[1], right / 2 ** shifts[0], bottom / 2 ** shifts[1])
         self._cutter = core().Cutter(
             [(plane.height, plane.width) for plane in frame.planes],
